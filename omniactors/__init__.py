@@ -1,0 +1,252 @@
+"""The one public door: every name that users import, resolved on first use (PEP 562).
+
+`import omniactors` loads nothing; `omniactors.Actor` loads what an actor needs and no more. A
+public class or function says that it lives here (`omniactors.Actor`), wherever its file is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from importlib import import_module
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omniactors.actors.actor import Actor
+    from omniactors.actors.dynamic import DynamicSupervisor
+    from omniactors.actors.mailbox import Mailbox
+    from omniactors.actors.messages import Request, on
+    from omniactors.actors.notices import (
+        ChildExited,
+        ChildRestartScheduled,
+        ChildStarted,
+        ChildStartFailed,
+        ChildStopped,
+        ChildStuck,
+        MessagesLost,
+        SupervisorGaveUp,
+    )
+    from omniactors.actors.pool import pool
+    from omniactors.actors.refs import ActorRef, ActorStatistics, ChildRef
+    from omniactors.actors.rules import ExitReason, Ignore, Intensity, Shutdown
+    from omniactors.actors.specs import ChildSpec
+    from omniactors.actors.supervisor import ChildCounts, Supervisor
+    from omniactors.actors.trees import open_supervisor, run_supervisor, subtree
+    from omniactors.agents.agent import Agent
+    from omniactors.agents.options import AgentConfig, SubscriptionConfig
+    from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
+    from omniactors.backoff import Backoff
+    from omniactors.errors import (
+        ActorStopped,
+        AgentError,
+        AskFailed,
+        BackendBusy,
+        BackendClosed,
+        BackendError,
+        BackendUnusable,
+        BatchFailed,
+        ChildAlreadyPresent,
+        ChildAlreadyStarted,
+        ChildError,
+        ChildNotFound,
+        ChildRestarting,
+        ChildRunning,
+        ChildStartError,
+        ContentError,
+        DeadlockError,
+        DuplicateChildId,
+        EntryError,
+        EnvelopeError,
+        GatewayError,
+        GaveUp,
+        MailboxFull,
+        OmniActorsError,
+        SettingsError,
+        SupervisionError,
+        SupervisorClosed,
+        TaskFailed,
+        TooManyChildren,
+        TooManySubscribers,
+        UnhandledMessage,
+    )
+    from omniactors.events.bus import EventBus
+    from omniactors.events.context import run_context
+    from omniactors.events.event import Event
+    from omniactors.events.subscription import Subscription
+    from omniactors.settings import Settings
+    from omniactors.streams.backend import AgentRecord, DeadLetter, GroupInfo, RuntimeRecord, StreamInfo
+    from omniactors.streams.envelope import EventEnvelope, PayloadBase
+    from omniactors.streams.settlement import ResultRecord, RetryPolicy
+    from omniactors.system import OmniActors
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Actor",
+    "ActorRef",
+    "ActorStatistics",
+    "ActorStopped",
+    "Agent",
+    "AgentConfig",
+    "AgentError",
+    "AgentRecord",
+    "AskFailed",
+    "BackendBusy",
+    "BackendClosed",
+    "BackendError",
+    "BackendUnusable",
+    "Backoff",
+    "BatchFailed",
+    "ChildAlreadyPresent",
+    "ChildAlreadyStarted",
+    "ChildCounts",
+    "ChildError",
+    "ChildExited",
+    "ChildNotFound",
+    "ChildRef",
+    "ChildRestartScheduled",
+    "ChildRestarting",
+    "ChildRunning",
+    "ChildSpec",
+    "ChildStartError",
+    "ChildStartFailed",
+    "ChildStarted",
+    "ChildStopped",
+    "ChildStuck",
+    "ContentError",
+    "DeadLetter",
+    "DeadlockError",
+    "DuplicateChildId",
+    "DynamicSupervisor",
+    "EntryError",
+    "EnvelopeError",
+    "Event",
+    "EventBus",
+    "EventEnvelope",
+    "ExitReason",
+    "GatewayError",
+    "GaveUp",
+    "GroupInfo",
+    "HandlerTimeout",
+    "Ignore",
+    "Intensity",
+    "Mailbox",
+    "MailboxFull",
+    "MessagesLost",
+    "OmniActors",
+    "OmniActorsError",
+    "PayloadBase",
+    "Reject",
+    "Reply",
+    "Request",
+    "ResultRecord",
+    "RetryAfter",
+    "RetryPolicy",
+    "RuntimeRecord",
+    "Settings",
+    "SettingsError",
+    "Shutdown",
+    "StreamInfo",
+    "Subscription",
+    "SubscriptionConfig",
+    "SupervisionError",
+    "Supervisor",
+    "SupervisorClosed",
+    "SupervisorGaveUp",
+    "TaskFailed",
+    "TooManyChildren",
+    "TooManySubscribers",
+    "UnhandledMessage",
+    "on",
+    "open_supervisor",
+    "pool",
+    "run_context",
+    "run_supervisor",
+    "subtree",
+]
+
+# A name is public when it stands three times: imported above for type checkers, in `__all__`, and
+# here with its home. `tests/test_exports.py` holds the three together.
+_NAMES_BY_HOME = {
+    "omniactors.actors.actor": "Actor",
+    "omniactors.actors.dynamic": "DynamicSupervisor",
+    "omniactors.actors.mailbox": "Mailbox",
+    "omniactors.actors.messages": "Request on",
+    "omniactors.actors.notices": (
+        "ChildExited ChildRestartScheduled ChildStartFailed ChildStarted ChildStopped ChildStuck MessagesLost "
+        "SupervisorGaveUp"
+    ),
+    "omniactors.actors.pool": "pool",
+    "omniactors.actors.refs": "ActorRef ActorStatistics ChildRef",
+    "omniactors.actors.rules": "ExitReason Ignore Intensity Shutdown",
+    "omniactors.actors.specs": "ChildSpec",
+    "omniactors.actors.supervisor": "ChildCounts Supervisor",
+    "omniactors.actors.trees": "open_supervisor run_supervisor subtree",
+    "omniactors.agents.agent": "Agent",
+    "omniactors.agents.options": "AgentConfig SubscriptionConfig",
+    "omniactors.agents.signals": "HandlerTimeout Reject Reply RetryAfter",
+    "omniactors.backoff": "Backoff",
+    "omniactors.errors": (
+        "ActorStopped AgentError AskFailed BackendBusy BackendClosed BackendError BackendUnusable BatchFailed "
+        "ChildAlreadyPresent ChildAlreadyStarted ChildError ChildNotFound ChildRestarting ChildRunning "
+        "ChildStartError ContentError DeadlockError DuplicateChildId EntryError EnvelopeError GatewayError "
+        "GaveUp MailboxFull OmniActorsError SettingsError SupervisionError SupervisorClosed TaskFailed "
+        "TooManyChildren TooManySubscribers UnhandledMessage"
+    ),
+    "omniactors.events.bus": "EventBus",
+    "omniactors.events.context": "run_context",
+    "omniactors.events.event": "Event",
+    "omniactors.events.subscription": "Subscription",
+    "omniactors.settings": "Settings",
+    "omniactors.streams.backend": "AgentRecord DeadLetter GroupInfo RuntimeRecord StreamInfo",
+    "omniactors.streams.envelope": "EventEnvelope PayloadBase",
+    "omniactors.streams.settlement": "ResultRecord RetryPolicy",
+    "omniactors.system": "OmniActors",
+}
+_HOMES = {name: home for home, names in _NAMES_BY_HOME.items() for name in names.split()}
+
+
+def _adopt(home: str) -> None:
+    """Make the public classes and functions of a loaded module say that they live here.
+
+    String annotations of a class are looked up in the module that its `__module__` names (by
+    msgspec and `typing.get_type_hints`), so they are resolved before that name changes.
+    """
+    module = sys.modules[home]
+    for name in _NAMES_BY_HOME[home].split():
+        value = vars(module).get(name)
+        if isinstance(value, type | FunctionType) and value.__module__ == home:
+            if isinstance(value, type):
+                _resolve_annotations(value, vars(module))
+            value.__module__ = __name__
+
+
+def _resolve_annotations(cls: type, namespace: dict[str, object]) -> None:
+    """Evaluate the annotations that `cls` itself declares; what only type checkers import stays text."""
+    annotations = inspect.get_annotations(cls)
+    for field, annotation in annotations.items():
+        if isinstance(annotation, str):
+            try:
+                annotations[field] = eval(annotation, namespace, dict(vars(cls)))  # noqa: S307 -- our own source
+            except NameError:
+                continue
+    cls.__annotations__ = annotations
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name for a public one
+
+    def __getattr__(name: str) -> object:
+        """The public `name`, loaded from its home; raises AttributeError for any other."""
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(home), name)
+        for loaded in _NAMES_BY_HOME.keys() & sys.modules.keys():
+            _adopt(loaded)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

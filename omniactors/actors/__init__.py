@@ -1,0 +1,1 @@
+"""Actors and supervisors on trio. Public names are imported from `omniactors`."""

@@ -1,0 +1,165 @@
+"""The actor: a class whose instances handle messages one at a time, in a task of their own."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
+
+from omniactors.actors.cell import ActorHooks, Cell, Lane
+from omniactors.actors.mailbox import Mailbox, MailboxQueue
+from omniactors.actors.messages import HandlerTable, build_table, definer_namespace
+from omniactors.actors.notices import MessagesLost
+from omniactors.actors.refs import ActorRef
+from omniactors.actors.specs import WORKER_SHUTDOWN, ChildSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.refs import ChildRef
+    from omniactors.actors.rules import ExitReason, RestartType
+    from omniactors.actors.slot import Slot, SlotOwner
+    from omniactors.actors.specs import Child, OnCrash
+
+M_contra = TypeVar("M_contra", contravariant=True)
+
+
+class Actor(Generic[M_contra]):
+    """Base of all actors. Methods marked with `@on` handle messages; `__init__` is plain and cheap.
+
+    The optional parameter names the messages, so that `tell` is checked statically:
+    `class Counter(Actor[Add | Total])`. A handler that raises crashes the actor, and its
+    supervisor restarts it with the arguments it was first given; queued messages wait for that.
+    """
+
+    __handlers__: ClassVar[HandlerTable] = HandlerTable()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Build the handler table; raises TypeError for a handler that cannot work."""
+        super().__init_subclass__(**kwargs)
+        cls.__handlers__ = build_table(cls, definer_namespace())
+
+    @classmethod
+    def __child_source__(cls) -> ChildSource:
+        """How to run this class as a child."""
+
+        def factory(args: tuple[Any, ...], mailbox: Mailbox | None, on_crash: OnCrash | None) -> Callable[[], Child]:
+            return lambda: ActorChild(cls, args, mailbox=mailbox or Mailbox(), on_crash=on_crash or "keep")
+
+        return ChildSource(cls.__name__, "permanent", WORKER_SHUTDOWN, factory)
+
+    def __attach__(self, context: ActorContext) -> None:
+        """Called once by the runtime, after `__init__`."""
+        self._context = context
+
+    @property
+    def ref(self) -> ActorRef[Any]:
+        """The actor's own reference; there is none inside `__init__`."""
+        return self._context.ref
+
+    @property
+    def supervisor(self) -> SlotOwner:
+        """The supervisor that runs this actor; there is none inside `__init__`."""
+        return self._context.slot.supervisor
+
+    def stop(self) -> None:
+        """End normally after the current message. A permanent actor is then started again, as in OTP."""
+        self._context.cell.leave()
+
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        """Resources of one incarnation: an async context manager around all that it does.
+
+        Entered before the actor counts as started, left after its last message, in the actor's own
+        task; so it may hold nurseries and cancel scopes.
+        """
+        return nullcontext()
+
+    async def on_start(self) -> None:
+        """Called before the actor counts as started; raising makes the start fail."""
+
+    async def on_stop(self, reason: ExitReason) -> None:
+        """Called after the last message, within the grace time; not when the actor was cancelled."""
+
+    def lane(self) -> Lane | None:
+        """A second source of work, beside the mailbox; each item goes to `work`."""
+        return None
+
+    async def work(self, item: Any) -> None:
+        """Handle one item of the lane."""
+        raise NotImplementedError(f"{type(self).__name__} has a lane, so it needs a work() method")
+
+
+class ActorContext:
+    """What the runtime gives to an actor."""
+
+    __slots__ = ("cell", "ref", "slot")
+
+    def __init__(self, slot: Slot, ref: ActorRef[Any], cell: Cell) -> None:
+        self.slot = slot
+        self.ref = ref
+        self.cell = cell
+
+
+class ActorChild:
+    """An actor class as a child: its mailbox outlasts its incarnations."""
+
+    kind: Literal["worker", "supervisor"] = "worker"
+    restart: RestartType = "permanent"
+
+    def __init__(
+        self,
+        cls: type[Actor[Any]],
+        args: tuple[Any, ...],
+        *,
+        mailbox: Mailbox,
+        on_crash: OnCrash,
+        shared: Callable[[], MailboxQueue] | None = None,
+        prepare: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._cls = cls
+        self._args = args
+        self._mailbox = mailbox
+        self._on_crash = on_crash
+        self._shared = shared
+        self._prepare = prepare
+        self._queue: MailboxQueue | None = None
+
+    def make_ref(self, slot: Slot) -> ChildRef:
+        """A reference to talk to."""
+        path, supervisor = slot.path, slot.supervisor
+        self._queue = MailboxQueue(self._mailbox, slot.place, lambda lost: supervisor.emit(MessagesLost(path, lost)))
+        return ActorRef(slot, self._queue, self._cls.__handlers__)
+
+    async def run(self, slot: Slot, status: Incarnation) -> object:
+        """Make the actor and let it work until its end."""
+        actor = self._cls(*self._args)
+        if self._prepare is not None:
+            self._prepare(actor)
+        queues = [self.queue] if self._shared is None else [self.queue, self._shared()]
+        cell = Cell(cast("ActorHooks", actor), queues, self._cls.__handlers__, status)
+        ref = cast("ActorRef[Any]", slot.ref)
+        actor.__attach__(ActorContext(slot, ref, cell))
+        if self._cls.lifespan is Actor.lifespan:
+            return await cell.run(ref, actor.lane())
+        async with actor.lifespan():
+            return await cell.run(ref, actor.lane())
+
+    @property
+    def queue(self) -> MailboxQueue:
+        """The actor's own queue."""
+        if self._queue is None:
+            raise RuntimeError("an ActorChild gets its queue with its slot")
+        return self._queue
+
+    def run_begins(self) -> None:
+        """Take messages."""
+        self.queue.open()
+
+    def run_ended(self, reason: ExitReason) -> None:
+        """Keep the queued messages for the next incarnation, unless the spec says otherwise."""
+        if self._on_crash == "dead_letter" and reason.kind == "crash":
+            self.queue.clear()
+
+    def slot_closed(self, reason: ExitReason) -> None:
+        """Fail the queued asks and report the queued messages."""
+        self.queue.close(reason)

@@ -1,0 +1,181 @@
+"""The cell: the loop of one incarnation of one actor."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from omniactors.actors.mailbox import Ask, MailboxQueue, Parker
+from omniactors.actors.rules import ExitReason
+from omniactors.errors import AskFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.messages import HandlerTable
+    from omniactors.actors.refs import ActorRef
+
+BATCH = 16
+"""Messages between two looks at the clock: a look costs as much as a small handler."""
+TIME_SLICE = 0.001
+"""Seconds an actor may work before it lets other tasks run, if its handlers never wait by themselves."""
+
+
+class Lane(Protocol):
+    """A source of work beside the mailbox, shared by as many actors as like to pull from it."""
+
+    def take(self) -> object | None:
+        """The next item, or None when there is nothing to do now."""
+        ...
+
+    def add_idle(self, parker: Parker) -> None:
+        """Wake this parker when there is something to take."""
+        ...
+
+    def discard_idle(self, parker: Parker) -> None:
+        """Forget this parker."""
+        ...
+
+
+class ActorHooks(Protocol):
+    """What the loop calls on an actor, apart from its handlers."""
+
+    async def on_start(self) -> None:
+        """Before the actor counts as started."""
+
+    async def on_stop(self, reason: ExitReason) -> None:
+        """After the last message."""
+
+    async def work(self, item: Any) -> None:
+        """One item of the lane."""
+
+
+class Cell:
+    """Takes messages from its queues, the actor's own first, and items from its lane, one at a time.
+
+    Asked to stop it takes no new messages, handles those that are queued, and ends; the lane is
+    left alone. Cancelled it ends at the next message whatever the handlers do.
+    """
+
+    def __init__(
+        self, actor: ActorHooks, queues: Sequence[MailboxQueue], handlers: HandlerTable, status: Incarnation
+    ) -> None:
+        self._actor = actor
+        self._queues = queues
+        self._handlers = handlers
+        self._status = status
+        self._lane: Lane | None = None
+        self._parker = Parker()
+        self._asked = False
+        self._interrupted = False
+        self._left = False
+        self._slice_end = 0.0
+
+    async def run(self, ref: ActorRef[Any], lane: Lane | None) -> None:
+        """Work until asked to stop; raises whatever a handler raised."""
+        self._lane = lane
+        await self._actor.on_start()
+        self._status.on_stop = self._stop
+        self._status.on_kill = self._interrupt
+        self._status.started(ref)
+        try:
+            await self._work()
+        except Exception as error:
+            await self._say_goodbye(error)
+            raise
+        await self._actor.on_stop(ExitReason.SHUTDOWN if self._asked else ExitReason.NORMAL)
+
+    def leave(self) -> None:
+        """End normally after the current message; called by the actor itself."""
+        self._left = self._interrupted = True
+
+    def _stop(self) -> None:
+        self._asked = True
+        self._queues[0].refuse()
+        self._parker.wake()
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+
+    async def _work(self) -> None:
+        self._slice_end = time.perf_counter() + TIME_SLICE
+        while not self._left:
+            is_busy = False
+            for queue in self._queues:
+                if queue.messages:
+                    is_busy = True
+                    await self._drain(queue)
+            if self._lane is not None and not self._asked and not self._left:
+                item = self._lane.take()
+                if item is not None:
+                    is_busy = True
+                    await self._actor.work(item)
+            if is_busy:
+                await self._yield_when_due()
+            elif self._asked:
+                return
+            else:
+                await self._wait_for_work()
+
+    async def _drain(self, queue: MailboxQueue) -> None:
+        """Handle up to BATCH messages. The hot path: kept in one flat loop, 1.5x faster than with a call a message."""
+        messages = queue.messages
+        handlers = self._handlers
+        actor = self._actor
+        for _ in range(BATCH):
+            if not messages or self._interrupted:
+                return
+            message = messages.popleft()
+            if queue.has_waiting_senders:
+                queue.admit()
+            handler = handlers.get(type(message))
+            if handler is None:
+                await self._handle_ask(message)
+            else:
+                await handler(actor, message)
+
+    async def _handle_ask(self, message: object) -> None:
+        if not isinstance(message, Ask):
+            raise TypeError(f"no handler for {type(message).__name__} any more")
+        if message.task is None or message.deadline <= trio.current_time():
+            return
+        handler = self._handlers[type(message.message)]
+        path = self._queues[0].path
+        try:
+            value = await handler(self._actor, message.message)
+        except Exception as error:
+            failure = AskFailed(path, message.message)
+            failure.__cause__ = error
+            message.fail(failure)
+            raise
+        except BaseException:
+            message.fail(self._queues[0].stopped(message.message))
+            raise
+        message.reply(value)
+
+    async def _yield_when_due(self) -> None:
+        if self._interrupted or time.perf_counter() >= self._slice_end:
+            await trio.lowlevel.checkpoint()
+            self._slice_end = time.perf_counter() + TIME_SLICE
+
+    async def _wait_for_work(self) -> None:
+        parker = self._parker
+        sources = [*self._queues, self._lane] if self._lane is not None else self._queues
+        for source in sources:
+            source.add_idle(parker)
+        try:
+            await parker.park()
+        finally:
+            for source in sources:
+                source.discard_idle(parker)
+            self._slice_end = time.perf_counter() + TIME_SLICE
+
+    async def _say_goodbye(self, error: Exception) -> None:
+        """Call `on_stop` for a crash; what it raises itself is noted on the crash, which stays the reason."""
+        try:
+            await self._actor.on_stop(ExitReason.crash(error))
+        except Exception as second:  # noqa: BLE001 -- the first error is the reason of the exit
+            error.add_note(f"on_stop failed too: {second!r}")

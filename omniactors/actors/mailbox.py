@@ -1,0 +1,335 @@
+"""The mailbox: a bounded queue with one rule for overflow, from many senders to one or more actors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import outcome
+import trio
+
+from omniactors.actors.rules import check_choice
+from omniactors.errors import ActorStopped, MailboxFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omniactors.actors.rules import ExitReason
+    from omniactors.actors.waiting import Place
+    from omniactors.errors import DeadlockError
+
+Overflow = Literal["wait", "reject", "drop_newest", "drop_oldest"]
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """How many messages may wait for an actor, and what happens to one too many.
+
+    "wait": `tell` waits for room, `tell_nowait` raises MailboxFull. "reject": both raise it.
+    "drop_newest" drops the message that came, "drop_oldest" the one that waited longest; drops are
+    counted in `ActorRef.statistics()`.
+    """
+
+    capacity: int = 128
+    overflow: Overflow = "wait"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a capacity below 1 and for an unknown overflow rule."""
+        if isinstance(self.capacity, bool) or not isinstance(self.capacity, int) or self.capacity < 1:
+            raise ValueError(f"Mailbox.capacity must be an integer of at least 1, not {self.capacity!r}")
+        check_choice("Mailbox.overflow", self.overflow, Overflow)
+
+
+class Parker:
+    """Where one idle task sleeps; waking it twice, or while it is awake, is harmless."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the task sleeps here now."""
+        return self._task is not None
+
+    async def park(self) -> None:
+        """Sleep until `wake`. Cancellable; always yields to the scheduler."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def wake(self) -> None:
+        """Wake the task, if it sleeps."""
+        task = self._task
+        if task is not None:
+            self._task = None
+            trio.lowlevel.reschedule(task)
+
+    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+class Ask:
+    """A message whose sender waits for the reply; the sender may give up at any time."""
+
+    __slots__ = ("asker", "deadline", "message", "task")
+
+    def __init__(self, message: object, task: trio.lowlevel.Task, deadline: float, asker: Place | None) -> None:
+        self.message = message
+        self.task: trio.lowlevel.Task | None = task
+        self.deadline = deadline
+        """The asker's deadline in trio's time, as it was when it asked: past it probably nobody waits."""
+        self.asker = asker
+        """The asker's place in the wait-for graph, when it is a child."""
+
+    def reply(self, value: object) -> None:
+        """Wake the asker with `value`; dropped when it has given up."""
+        self.finish(outcome.Value(value))
+
+    def fail(self, error: Exception) -> None:
+        """Wake the asker with an exception; dropped when it has given up."""
+        self.finish(outcome.Error(error))
+
+    def finish(self, result: outcome.Outcome[object]) -> None:
+        """Wake the asker with `result`; only the first call counts."""
+        task = self.task
+        if task is not None:
+            self.give_up()
+            trio.lowlevel.reschedule(task, result)
+
+    def give_up(self) -> None:
+        """Note that nobody waits for the reply any more."""
+        self.task = None
+        # At once, not when the asker runs again: until then it would seem to wait.
+        if self.asker is not None:
+            self.asker.go_on()
+
+
+class Waiting:
+    """A message whose sender waits for room."""
+
+    __slots__ = ("message", "sender", "task")
+
+    def __init__(self, message: object, task: trio.lowlevel.Task, sender: Place | None) -> None:
+        self.message = message
+        self.task: trio.lowlevel.Task | None = task
+        self.sender = sender
+
+    def finish(self, result: outcome.Outcome[None]) -> None:
+        """Let the sender go on; only the first call counts."""
+        task = self.task
+        if task is not None:
+            self.go_on()
+            trio.lowlevel.reschedule(task, result)
+
+    def go_on(self) -> None:
+        """Note that the sender waits no longer."""
+        self.task = None
+        if self.sender is not None:
+            self.sender.go_on()
+
+
+class MailboxQueue:
+    """The queue behind a `Mailbox`. Lives as long as its slot, so it outlasts a restart.
+
+    Several actors may work from one queue (a pool). Senders that wait for room are served in the
+    order in which they came, so the messages of one sender keep their order.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_idle",
+        "_reason",
+        "_senders",
+        "accepted",
+        "config",
+        "dropped",
+        "messages",
+        "on_lost",
+        "place",
+    )
+
+    def __init__(self, config: Mailbox, place: Place, on_lost: Callable[[int], None]) -> None:
+        self.config = config
+        self.place = place
+        """Where the queue stands in the wait-for graph: at its actor, or at its pool."""
+        self.messages: deque[object] = deque()
+        self.accepted = 0
+        self.dropped = 0
+        self.on_lost = on_lost
+        """Told how many messages were thrown away because the actor ended."""
+        self._closed = False
+        self._reason: ExitReason | None = None
+        self._senders: OrderedDict[Ask | Waiting, None] = OrderedDict()
+        # Ordered, so that the actor that has been idle longest is woken first.
+        self._idle: dict[Parker, None] = {}
+
+    @property
+    def path(self) -> str:
+        """Whose queue it is."""
+        return self.place.path
+
+    @property
+    def has_waiting_senders(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._senders)
+
+    def put_nowait(self, message: object) -> None:
+        """Append `message`, or apply the overflow rule.
+
+        Raises MailboxFull (rules "wait" and "reject") and ActorStopped.
+        """
+        if self._closed:
+            raise self.stopped(message.message if isinstance(message, Ask) else message)
+        if len(self.messages) >= self.config.capacity and not self._make_room(message):
+            return
+        self.messages.append(message)
+        self.accepted += 1
+        if self._idle:
+            self._wake_one()
+
+    async def wait_for_room(self, message: object, sender: Place | None) -> None:
+        """Append `message` as soon as there is room.
+
+        Cancellable: then it was not appended. Raises ActorStopped when the queue closes meanwhile,
+        and DeadlockError when there can never be room since `sender` waits.
+        """
+        task = trio.lowlevel.current_task()
+        waiting = Waiting(message, task, sender)
+        if sender is not None:
+            sender.wait_for(self.place, lambda error: self._fail_sender(waiting, error))
+        self._senders[waiting] = None
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._senders.pop(waiting, None)
+            waiting.go_on()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def wait_for_reply(self, ask: Ask) -> object:
+        """Enqueue `ask`, waiting for room if need be, and wait for its answer.
+
+        Cancellable: still queued it is withdrawn and was not handled; once its handler has begun
+        the outcome is unknown and the reply is dropped. Raises DeadlockError when no answer can
+        ever come since the asker waits.
+        """
+        if ask.asker is not None:
+            ask.asker.wait_for(self.place, lambda error: self._fail_ask(ask, error))
+        try:
+            if self.config.overflow == "wait" and not self._closed and len(self.messages) >= self.config.capacity:
+                self._senders[ask] = None
+            else:
+                self.put_nowait(ask)
+        except BaseException:
+            ask.give_up()
+            raise
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            ask.give_up()
+            self._withdraw(ask)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def admit(self) -> None:
+        """Let in the sender that has waited longest, if there is room; called after each message taken."""
+        if self._senders and len(self.messages) < self.config.capacity:
+            waiting, _ = self._senders.popitem(last=False)
+            self.accepted += 1
+            if isinstance(waiting, Ask):
+                self.messages.append(waiting)
+            else:
+                self.messages.append(waiting.message)
+                waiting.finish(outcome.Value(None))
+            if self._idle:
+                self._wake_one()
+
+    def add_idle(self, parker: Parker) -> None:
+        """Let `parker` be woken by the next message."""
+        self._idle[parker] = None
+
+    def discard_idle(self, parker: Parker) -> None:
+        """Forget `parker`; harmless when it is not known."""
+        self._idle.pop(parker, None)
+
+    def open(self) -> None:
+        """Take messages (again)."""
+        self._closed = False
+        self._reason = None
+
+    def refuse(self) -> None:
+        """Take no more messages; those that are queued stay. Waiting senders get ActorStopped."""
+        self._closed = True
+        senders, self._senders = self._senders, OrderedDict()
+        for waiting in senders:
+            waiting.finish(outcome.Error(self.stopped(waiting.message)))
+
+    def close(self, reason: ExitReason) -> None:
+        """Refuse, fail the queued asks and throw the other queued messages away, which is reported."""
+        self._reason = reason
+        self.refuse()
+        self.clear()
+
+    def clear(self) -> None:
+        """Fail the queued asks with ActorStopped and throw the other queued messages away."""
+        lost = 0
+        while self.messages:
+            message = self.messages.popleft()
+            if isinstance(message, Ask):
+                message.fail(self.stopped(message.message))
+            else:
+                lost += 1
+        while self._senders and len(self.messages) < self.config.capacity:
+            self.admit()
+        if lost:
+            self.on_lost(lost)
+
+    def pass_on(self) -> None:
+        """Wake another actor for what is queued: the one that was woken for it leaves instead."""
+        if self.messages and self._idle:
+            self._wake_one()
+
+    def stopped(self, message: object) -> ActorStopped:
+        """The error for a `message` that can no longer be delivered."""
+        return ActorStopped(self.path, message, self._reason)
+
+    def _make_room(self, message: object) -> bool:
+        """Apply the overflow rule to a full queue; False when `message` itself was dropped."""
+        overflow = self.config.overflow
+        if overflow in ("wait", "reject"):
+            raise MailboxFull(self.path, message.message if isinstance(message, Ask) else message, self.config.capacity)
+        self.dropped += 1
+        victim = message if overflow == "drop_newest" else self.messages.popleft()
+        if isinstance(victim, Ask):
+            error = MailboxFull(self.path, victim.message, self.config.capacity)
+            if victim is message:
+                raise error
+            victim.fail(error)
+        return overflow != "drop_newest"
+
+    def _withdraw(self, ask: Ask) -> None:
+        """Take `ask` out, wherever it waits; harmless when its handler has begun."""
+        if ask in self._senders:
+            del self._senders[ask]
+            return
+        try:
+            self.messages.remove(ask)
+        except ValueError:
+            return
+        self.admit()
+
+    def _fail_ask(self, ask: Ask, error: DeadlockError) -> None:
+        self._withdraw(ask)
+        ask.fail(error)
+
+    def _fail_sender(self, waiting: Waiting, error: DeadlockError) -> None:
+        self._senders.pop(waiting, None)
+        waiting.finish(outcome.Error(error))
+
+    def _wake_one(self) -> None:
+        parker = next(iter(self._idle))
+        del self._idle[parker]
+        parker.wake()

@@ -1,0 +1,174 @@
+"""References: how the rest of a program holds on to a child, over restarts and after its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+import trio
+
+from omniactors.actors.mailbox import Ask
+from omniactors.actors.messages import Request
+from omniactors.actors.waiting import current_place
+from omniactors.errors import MailboxFull, UnhandledMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from omniactors.actors.mailbox import MailboxQueue
+    from omniactors.actors.messages import HandlerTable
+    from omniactors.actors.rules import ExitReason
+    from omniactors.actors.slot import Slot
+
+M_contra = TypeVar("M_contra", contravariant=True)
+R = TypeVar("R")
+
+Status = Literal["starting", "running", "stopping", "restarting", "stopped"]
+
+
+@dataclass(frozen=True)
+class ActorStatistics:
+    """What a mailbox and its actor did so far, over all incarnations.
+
+    `queued` messages wait now, `waiting_senders` says whether somebody waits for room, `accepted`
+    were taken in, `dropped` fell to the overflow rule.
+    """
+
+    queued: int
+    capacity: int
+    accepted: int
+    dropped: int
+    waiting_senders: bool
+    incarnation: int
+
+
+class ChildRef:
+    """Points at a child's slot, so it survives restarts; cheap to keep after the child's end."""
+
+    __slots__ = ("_slot",)
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    @property
+    def id(self) -> Hashable:
+        """The child's id under its supervisor."""
+        return self._slot.id
+
+    @property
+    def path(self) -> str:
+        """The names from the root supervisor down to the child, joined by '/'."""
+        return self._slot.path
+
+    @property
+    def status(self) -> Status:
+        """What the child does now; "restarting" covers the wait for a backoff."""
+        return self._slot.state
+
+    @property
+    def incarnation(self) -> int:
+        """How often the child was started, from 1."""
+        return self._slot.incarnation
+
+    @property
+    def value(self) -> Any:  # noqa: ANN401 -- whatever the child handed to started()
+        """What the running child gave to `task_status.started()`; None when it is not running."""
+        return self._slot.value
+
+    async def stop(self) -> None:
+        """Ask the child to stop, give it its grace time, then cancel it; it is not restarted.
+
+        Returns when it has ended; at once when it already has. Raises DeadlockError when an actor
+        stops itself so (`self.stop()` does). Cancelled midway, the stop goes on by itself.
+        """
+        await self._slot.stop()
+
+    async def stop_now(self) -> None:
+        """Cancel the child without grace; it is not restarted. Returns when it has ended."""
+        await self._slot.stop_now()
+
+    async def wait_stopped(self) -> ExitReason:
+        """Wait until the child has ended and is not about to be restarted; cancellable."""
+        return await self._slot.wait_stopped()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path} {self.status}, incarnation {self.incarnation}>"
+
+
+class ActorRef(ChildRef, Generic[M_contra]):
+    """The way to talk to an actor. Messages keep the order of their sender.
+
+    Every verb raises UnhandledMessage for a type that the actor has no handler for, and
+    ActorStopped (which holds the message) once it has ended or is stopping.
+    """
+
+    __slots__ = ("_handlers", "_queue")
+
+    def __init__(self, slot: Slot, queue: MailboxQueue, handlers: HandlerTable) -> None:
+        super().__init__(slot)
+        self._queue = queue
+        self._handlers = handlers
+
+    def tell_nowait(self, message: M_contra) -> None:
+        """Put `message` into the mailbox without waiting; raises MailboxFull when there is no room."""
+        if type(message) not in self._handlers and not self._handlers.accepts(type(message)):
+            raise self._unhandled(message)
+        self._queue.put_nowait(message)
+
+    async def tell(self, message: M_contra) -> None:
+        """Put `message` into the mailbox; waits for room if the overflow rule says so.
+
+        A checkpoint; cancelled, the message was not sent. Raises MailboxFull under the rule
+        "reject" and when an actor would wait for itself; DeadlockError when the wait could never
+        end.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self.tell_nowait(message)
+        except MailboxFull:
+            if self._queue.config.overflow != "wait":
+                raise
+            await self._tell_when_room(message)
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    @overload
+    async def ask(self, message: Request[R]) -> R: ...
+
+    @overload
+    async def ask(self, message: M_contra) -> Any: ...  # noqa: ANN401 -- a plain message does not name its reply
+
+    async def ask(self, message: object) -> object:
+        """Send `message` and wait for what its handler returns. Always ends.
+
+        Raises AskFailed, from the handler's exception; ActorStopped when the actor ends first;
+        DeadlockError, with the path, when it waits for the caller itself; MailboxFull under a rule
+        other than "wait". Cancelled while queued, the request is withdrawn; cancelled later, its
+        outcome is unknown. The caller's deadline travels along: an expired request is skipped.
+        """
+        if type(message) not in self._handlers and not self._handlers.accepts(type(message)):
+            raise self._unhandled(message)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        deadline = trio.current_effective_deadline()
+        return await self._queue.wait_for_reply(Ask(message, trio.lowlevel.current_task(), deadline, current_place()))
+
+    def statistics(self) -> ActorStatistics:
+        """Counts of the mailbox, now."""
+        queue = self._queue
+        return ActorStatistics(
+            queued=len(queue.messages),
+            capacity=queue.config.capacity,
+            accepted=queue.accepted,
+            dropped=queue.dropped,
+            waiting_senders=queue.has_waiting_senders,
+            incarnation=self.incarnation,
+        )
+
+    async def _tell_when_room(self, message: object) -> None:
+        sender = current_place()
+        if sender is self._queue.place:
+            raise MailboxFull(self.path, message, self._queue.config.capacity)
+        await self._queue.wait_for_room(message, sender)
+
+    def _unhandled(self, message: object) -> UnhandledMessage:
+        return UnhandledMessage(self.path, message, self._handlers.names)

@@ -1,0 +1,148 @@
+"""The slot: a child's record under its supervisor, from the arrival of its spec until that is dropped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from omniactors.actors.incarnation import Incarnation
+from omniactors.actors.waiting import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from omniactors.actors.notices import Notice
+    from omniactors.actors.refs import ChildRef, Status
+    from omniactors.actors.rules import ExitReason
+    from omniactors.actors.specs import ChildSpec
+
+
+class SlotOwner(Protocol):
+    """What a slot needs of its supervisor."""
+
+    @property
+    def path(self) -> str:
+        """The supervisor's own path."""
+        ...
+
+    @property
+    def place(self) -> Place:
+        """The supervisor's place in the wait-for graph."""
+        ...
+
+    def emit(self, notice: Notice) -> None:
+        """Tell the world."""
+        ...
+
+    async def stop_slot(self, slot: Slot) -> None:
+        """Stop the slot's child for good, with its grace time."""
+        ...
+
+    async def stop_slot_now(self, slot: Slot) -> None:
+        """Stop the slot's child for good, without grace."""
+        ...
+
+
+class Slot:
+    """One child over all its incarnations. `ChildRef` points here."""
+
+    __slots__ = (
+        "_stopped",
+        "child",
+        "failures",
+        "generation",
+        "id",
+        "incarnation",
+        "path",
+        "place",
+        "reason",
+        "ref",
+        "run",
+        "spec",
+        "started_at",
+        "state",
+        "supervisor",
+    )
+
+    def __init__(self, spec: ChildSpec, child_id: Hashable, supervisor: SlotOwner) -> None:
+        self.spec = spec
+        self.id = child_id
+        self.supervisor = supervisor
+        self.path = f"{supervisor.path}/{child_id}"
+        self.place = Place(self.path, supervisor.place)
+        self.state: Status = "stopped"
+        self.incarnation = 0
+        self.run: Incarnation | None = None
+        self.reason: ExitReason | None = None
+        self.generation = 0
+        """Goes up with every start and stop, so that a restart that was put off knows it is outdated."""
+        self.failures = 0
+        """Crashes in a row, for the backoff."""
+        self.started_at = 0.0
+        self._stopped: trio.Event | None = None
+        self.child = spec.child_factory()
+        self.ref: ChildRef = self.child.make_ref(self)
+
+    @property
+    def value(self) -> Any:  # noqa: ANN401 -- whatever the child handed to started()
+        """What the running child gave to `started()`."""
+        return self.run.value if self.run is not None else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a task of this child exists."""
+        return self.run is not None
+
+    def begin(self) -> Incarnation:
+        """A new incarnation, about to start."""
+        self.generation += 1
+        self.incarnation += 1
+        self.state = "starting"
+        self.run = Incarnation()
+        self.child.run_begins()
+        return self.run
+
+    def ready(self, now: float) -> None:
+        """The incarnation has reported that it is ready."""
+        self.state = "running"
+        self.started_at = now
+
+    def end(self, reason: ExitReason) -> None:
+        """The incarnation has ended; what follows is not decided yet."""
+        self.generation += 1
+        self.reason = reason
+        self.run = None
+        self.child.run_ended(reason)
+
+    def restarting(self) -> None:
+        """A restart is decided, and is to come."""
+        self.generation += 1
+        self.state = "restarting"
+
+    def close(self, reason: ExitReason) -> None:
+        """No restart is to come: whoever waits for this child is told."""
+        self.generation += 1
+        self.state = "stopped"
+        self.reason = reason
+        self.child.slot_closed(reason)
+        if self._stopped is not None:
+            self._stopped.set()
+            self._stopped = None
+
+    async def wait_stopped(self) -> ExitReason:
+        """Wait until no incarnation is alive and none is to come; cancellable."""
+        while self.state != "stopped" or self.reason is None:
+            if self._stopped is None:
+                self._stopped = trio.Event()
+            await self._stopped.wait()
+        await trio.lowlevel.checkpoint()
+        return self.reason
+
+    async def stop(self) -> None:
+        """As `ChildRef.stop`."""
+        await self.supervisor.stop_slot(self)
+
+    async def stop_now(self) -> None:
+        """As `ChildRef.stop_now`."""
+        await self.supervisor.stop_slot_now(self)

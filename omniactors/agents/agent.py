@@ -1,0 +1,173 @@
+"""The agent: an actor whose work comes from durable streams."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args, get_origin
+
+import trio
+
+from omniactors.actors.actor import Actor
+from omniactors.actors.messages import definer_namespace
+from omniactors.agents.attempt import attempt
+from omniactors.agents.current import event_in_hand
+from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, is_async
+from omniactors.agents.signals import HandlerTimeout
+from omniactors.errors import AgentError
+from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
+from omniactors.streams.settlement import follow_up, to_publication
+
+if TYPE_CHECKING:
+    from omniactors.agents.lane import Delivery, EventLane
+    from omniactors.agents.subscription import Subscription
+
+
+def _content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN401 -- any type form
+    """The Content of `handle(self, event: EventEnvelope[Content])`; Any when it says none."""
+    try:
+        hints = typing.get_type_hints(cls.handle, localns=namespace)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise AgentError(f"{cls.__name__}.handle: its annotations cannot be read: {error}") from error
+    hints.pop("return", None)
+    hint = next(iter(hints.values()), Any)
+    if get_origin(hint) is EventEnvelope:
+        return get_args(hint)[0]
+    if hint is EventEnvelope or hint is Any:
+        return Any
+    raise AgentError(f"{cls.__name__}.handle takes an EventEnvelope[Content], not {hint!r}")
+
+
+class Agent(Actor[Any]):
+    """Base of all agents: `class Greeter(Agent, topic="greet.user")` with a `handle` method.
+
+    The class keywords are those of `AgentOptions`; each can be overridden where the agent is added.
+    The type in `EventEnvelope[Content]` of `handle` decodes and checks the content. An event whose
+    handler raises is tried again, then dead-lettered; the actor itself goes on. A failure outside
+    an event (in `lifespan`, in a message handler) crashes the actor, and it is restarted.
+    """
+
+    options: ClassVar[AgentOptions] = AgentOptions()
+    content_type: ClassVar[Any] = Any
+
+    def __init_subclass__(cls, **keywords: Unpack[AgentKeywords]) -> None:
+        """Check the keywords and the annotation of `handle`; raises AgentError."""
+        super().__init_subclass__()
+        try:
+            cls.options = cls.options.override(keywords)
+        except AgentError as error:
+            raise AgentError(f"{cls.__name__}: {error}") from None
+        if "handle" in vars(cls):
+            cls.content_type = _content_type(cls, definer_namespace())
+
+    async def handle(self, event: EventEnvelope[Any]) -> Any:  # noqa: ANN401 -- any JSON value
+        """Handle one event; what it returns, any JSON value, is the result of the task.
+
+        `raise Reject(reason)` dead-letters the event at once, `raise RetryAfter(seconds)` sets when
+        it comes back, `return Reply(content, reply_to=topic)` names the next stage. Handling is at
+        least once: after a crash of the process the event is handled again.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a handle() method")
+
+    async def publish(
+        self,
+        topic: str,
+        content: object,
+        *,
+        webhook: str | None = None,
+        reply_to: str | None = None,
+    ) -> str:
+        """Publish an event as part of the settlement of the event in hand; returns its task id.
+
+        It becomes visible when the event in hand commits, and never if this try fails. It carries
+        the correlation, causation and tenant ids along. Raises EnvelopeError, and AgentError
+        outside of `handle`, where there is nothing to be part of: `OmniActors.publish` is for that.
+        """
+        current = event_in_hand()
+        if current is None:
+            raise AgentError("self.publish belongs to an event, and none is being handled; use omni.publish")
+        cause = current.event
+        event = follow_up(cause, check_topic(topic), content, event_id=current.next_id("settled"))
+        payload: PayloadBase[Any] = PayloadBase(content=content, webhook=webhook, reply_to=reply_to)
+        publication = to_publication(_with_payload(event, payload), dedupe=True)
+        await trio.lowlevel.checkpoint()
+        current.publications.append(publication)
+        return publication.task_id
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether it applies the timeout itself."""
+        return False
+
+    def __subscribe__(self, subscription: Subscription) -> None:
+        """Called once by the runtime, after `__init__`."""
+        self._subscription = subscription
+
+    def lane(self) -> EventLane:
+        """Where the router puts this agent's events."""
+        return self._subscription.lane
+
+    async def work(self, item: Delivery) -> None:
+        """Handle one event and have it settled."""
+        await attempt(self, item, self._subscription)
+
+
+class CallbackAgent(Agent):
+    """An agent made of a function; see `AgentConfig`."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._callback = config.callback
+        self._is_async = is_async(config.callback)
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def handle(self, event: EventEnvelope[Any]) -> Any:  # noqa: ANN401 -- any JSON value
+        """Call the function with the event as a dict, a plain function in a worker thread."""
+        message = callback_message(event, self._subscription.name)
+        if self._is_async:
+            return await self._callback(message)
+        limit = self._subscription.options.timeout
+        began = trio.current_time()
+        value = await trio.to_thread.run_sync(self._callback, message, abandon_on_cancel=True, limiter=self._limiter)
+        if limit is not None and trio.current_time() - began > limit:
+            raise HandlerTimeout(limit)
+        return await value if inspect.isawaitable(value) else value
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether it applies the timeout itself.
+
+        A thread cannot be cancelled: its result is dropped when it is late, and the next try waits
+        for its end. Only the end of the grace time leaves it behind.
+        """
+        return not self._is_async
+
+
+def callback_message(event: EventEnvelope[Any], agent: str) -> dict[str, Any]:
+    """What a callback gets: the names are OmniDaemon's."""
+    return {
+        "content": event.payload.content,
+        "topic": event.topic,
+        "task_id": event.id,
+        "agent": agent,
+        "webhook": event.payload.webhook,
+        "reply_to": event.payload.reply_to,
+        "correlation_id": event.correlation_id,
+        "causation_id": event.causation_id,
+        "source": event.source,
+        "tenant_id": event.tenant_id,
+        "delivery_attempts": event.delivery_attempts,
+        "created_at": event.created_at,
+    }
+
+
+def _with_payload(event: EventEnvelope[Any], payload: PayloadBase[Any]) -> EventEnvelope[Any]:
+    return EventEnvelope(
+        topic=event.topic,
+        payload=payload,
+        id=event.id,
+        tenant_id=event.tenant_id,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+        source=event.source,
+        created_at=event.created_at,
+    )

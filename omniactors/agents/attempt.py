@@ -1,0 +1,153 @@
+"""One attempt: an event goes to a handler, and its outcome becomes a settlement."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from omniactors.agents.current import CurrentEvent, current_event
+from omniactors.agents.settler import Job
+from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
+from omniactors.errors import ContentError
+from omniactors.events.context import run_context
+from omniactors.events.event import Event
+from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
+
+if TYPE_CHECKING:
+    from omniactors.agents.lane import Delivery
+    from omniactors.agents.subscription import Subscription
+    from omniactors.streams.envelope import EventEnvelope
+
+MAX_TRACEBACK = 16_384
+"""Characters of a traceback that are kept, its end: that is where the error is."""
+
+
+class Handler(Protocol):
+    """What an attempt needs of an agent."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether it applies the timeout itself."""
+        ...
+
+    async def handle(self, event: EventEnvelope[Any]) -> object:
+        """Handle one event."""
+        ...
+
+
+async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription) -> None:
+    """Let `agent` handle the event and hand the settlement to the settler.
+
+    Raises the handler's error when the agent is to be restarted after it. Cancelled, the event is
+    given back, attempts unchanged.
+    """
+    services, event = subscription.services, delivery.event
+    current = CurrentEvent(event, subscription.name)
+    token = current_event.set(current)
+    began = time.perf_counter()
+    try:
+        with run_context(event.correlation_id or event.id):
+            services.bus.publish(task_event("task.started", event, subscription.name))
+            outcome, error = await _outcome(agent, event, current, limit=subscription.options.timeout)
+    except BaseException:
+        services.settler.give_back(subscription.lane, [delivery.key])
+        raise
+    finally:
+        current.is_over = True
+        current_event.reset(token)
+        subscription.lane.handled(delivery)
+    settlement = _settlement(delivery, outcome, subscription)
+    services.settler.submit(Job(subscription.lane, settlement, event, time.perf_counter() - began))
+    if error is not None and subscription.options.on_error == "restart":
+        raise error
+
+
+async def _outcome(
+    agent: Handler, event: EventEnvelope[Any], current: CurrentEvent, *, limit: float | None
+) -> tuple[Outcome, Exception | None]:
+    """What became of the event, and the error to restart for, if any."""
+    try:
+        value = await _handle(agent, event, limit)
+    except Exception as error:  # noqa: BLE001 -- a handler may raise anything
+        return _failure(error)
+    if isinstance(value, Reply):
+        return Succeeded(value=value.content, reply_to=value.reply_to, published=tuple(current.publications)), None
+    return Succeeded(value=value, published=tuple(current.publications)), None
+
+
+async def _handle(agent: Handler, event: EventEnvelope[Any], limit: float | None) -> object:
+    if limit is None or agent.keeps_time:
+        return await agent.handle(event)
+    with trio.move_on_after(limit) as scope:
+        return await agent.handle(event)
+    if scope.cancelled_caught:
+        raise HandlerTimeout(limit)
+    return None
+
+
+def _failure(error: Exception) -> tuple[Failed, Exception | None]:
+    lone = lone_error(error)
+    info = error_info(lone)
+    if isinstance(lone, Reject):
+        return Failed(error=info, reason="rejected", final=True), None
+    if isinstance(lone, RetryAfter):
+        return Failed(error=info, retry_after=lone.seconds), None
+    if isinstance(lone, HandlerTimeout):
+        return Failed(error=info, reason="timeout"), error
+    return Failed(error=info), error
+
+
+def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription) -> Settlement:
+    options, clock = subscription.options, subscription.services.clock
+
+    def decide(ended: Outcome) -> Settlement:
+        return settle(
+            delivery.key,
+            delivery.event,
+            ended,
+            options.retry,
+            now=clock.now(),
+            random=clock.random(),
+            reply_to=options.reply_to,
+            result_ttl=subscription.services.result_ttl,
+        )
+
+    try:
+        return decide(outcome)
+    except ContentError as error:
+        # The handler has done its work, and would return the same again: trying again helps nobody.
+        return decide(Failed(error=error_info(error), final=True))
+
+
+def lone_error(error: Exception) -> Exception:
+    """The one error inside nested groups of one, or `error` itself."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """An exception as data."""
+    text = "".join(traceback.format_exception(error))
+    return ErrorInfo(
+        type=type(error).__name__, message=str(error) or type(error).__name__, traceback=text[-MAX_TRACEBACK:]
+    )
+
+
+def task_event(event_type: str, event: EventEnvelope[Any], agent: str, **data: object) -> Event:
+    """A bus event about a task, in the task's run."""
+    return Event(
+        run_id=event.correlation_id or event.id,
+        event_type=event_type,
+        data={
+            "task_id": event.id,
+            "topic": event.topic,
+            "agent": agent,
+            "attempt": event.delivery_attempts,
+            "causation_id": event.causation_id,
+            **data,
+        },
+    )

@@ -1,0 +1,145 @@
+"""The event lane: where the router puts an agent's events, and its instances take them.
+
+Bounded by credit: the router never takes more from a stream than the lane has room for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from omniactors.actors.mailbox import Parker
+    from omniactors.streams.envelope import EventEnvelope
+    from omniactors.streams.settlement import EntryKey
+
+RATE_HORIZON = 0.1
+"""Seconds of work to hold in memory: enough to hide a fetch, little enough to hand over at a stop."""
+RATE_SMOOTHING = 0.3
+RATE_INTERVAL = 0.005
+"""Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to a handler; `ordering` is its key, None when it has none."""
+
+    key: EntryKey
+    event: EventEnvelope[Any]
+    ordering: Hashable = None
+
+
+class EventLane:
+    """The events that one agent holds. Its instances pull; events of one ordering key wait for each other.
+
+    `held` counts every event from its fetch to its settlement: waiting here, being handled, being
+    written. Together they never exceed `limit`.
+    """
+
+    def __init__(self, capacity: int, concurrency: int, on_room: Callable[[], None]) -> None:
+        self.capacity = capacity
+        self.held = 0
+        self.handling = 0
+        self.is_paused = False
+        self._least = min(capacity, 2 * concurrency)
+        self._on_room = on_room
+        self._queue: deque[Delivery] = deque()
+        self._busy: dict[Hashable, deque[Delivery]] = {}
+        self._idle: dict[Parker, None] = {}
+        self._rate = 0.0
+        self._settled_since = 0
+        self._rate_time: float | None = None
+
+    @property
+    def limit(self) -> int:
+        """How many events to hold: twice the concurrency, or what is worked off in RATE_HORIZON seconds."""
+        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON)))
+
+    @property
+    def credit(self) -> int:
+        """How many events to fetch now; 0 until a good part of the limit is free, so that fetches are worth it."""
+        free = self.limit - self.held
+        return free if not self.is_paused and free >= max(1, self.limit // 4) else 0
+
+    def put(self, delivery: Delivery) -> None:
+        """Take in an event that was fetched with this lane's credit."""
+        self.held += 1
+        self._enqueue(delivery)
+
+    def take(self) -> Delivery | None:
+        """The next event whose ordering key is free, or None."""
+        while self._queue:
+            delivery = self._queue.popleft()
+            if delivery.ordering is not None:
+                if delivery.ordering in self._busy:
+                    self._busy[delivery.ordering].append(delivery)
+                    continue
+                self._busy[delivery.ordering] = deque()
+            self.handling += 1
+            return delivery
+        return None
+
+    def handled(self, delivery: Delivery) -> None:
+        """The handler is done with an event that was taken; the next one of its key may go."""
+        self.handling -= 1
+        if delivery.ordering is not None:
+            waiting = self._busy.pop(delivery.ordering)
+            if waiting:
+                first = waiting.popleft()
+                # Those behind it go back in front of the queue, where they came from.
+                self._queue.extendleft(reversed(waiting))
+                self._queue.appendleft(first)
+                self._wake_one()
+
+    def settled(self, count: int, now: float) -> None:
+        """`count` events are written, or given back; there is room for others. `now` is in seconds of any clock."""
+        self.held -= count
+        self._measure(count, now)
+        if self.credit:
+            self._on_room()
+
+    def clear(self) -> list[Delivery]:
+        """Take out everything that no handler has begun; it still counts as held until it is settled."""
+        waiting = [*self._queue, *(delivery for queue in self._busy.values() for delivery in queue)]
+        self._queue.clear()
+        for queue in self._busy.values():
+            queue.clear()
+        return waiting
+
+    def reset(self) -> None:
+        """Hold nothing: what an earlier run left was released with its consumer."""
+        self.held = self.handling = 0
+        self.is_paused = False
+        self._queue.clear()
+        self._busy.clear()
+
+    def add_idle(self, parker: Parker) -> None:
+        """Wake this instance when there is an event for it."""
+        self._idle[parker] = None
+
+    def discard_idle(self, parker: Parker) -> None:
+        """Forget this instance."""
+        self._idle.pop(parker, None)
+
+    def _enqueue(self, delivery: Delivery) -> None:
+        self._queue.append(delivery)
+        self._wake_one()
+
+    def _wake_one(self) -> None:
+        if self._idle:
+            parker = next(iter(self._idle))
+            del self._idle[parker]
+            parker.wake()
+
+    def _measure(self, count: int, now: float) -> None:
+        self._settled_since += count
+        if self._rate_time is None:
+            self._rate_time = now
+        elapsed = now - self._rate_time
+        if elapsed >= RATE_INTERVAL:
+            self._rate += RATE_SMOOTHING * (self._settled_since / elapsed - self._rate)
+            self._settled_since = 0
+            self._rate_time = now

@@ -1,0 +1,231 @@
+"""What can be said about an agent: checked here, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+import msgspec
+
+from omniactors.actors.mailbox import Mailbox
+from omniactors.backoff import Backoff
+from omniactors.errors import AgentError, EnvelopeError
+from omniactors.streams.envelope import EventEnvelope, check_topic
+from omniactors.streams.settlement import RetryPolicy
+
+OnError = Literal["resume", "restart"]
+Isolation = Literal["task", "process"]
+EventKey = Callable[[EventEnvelope[Any]], Hashable]
+
+
+class AgentKeywords(TypedDict, total=False):
+    """The keywords of an Agent class, which `OmniActors.add` takes too; `AgentOptions` explains each."""
+
+    topic: str
+    topics: Sequence[str]
+    name: str
+    concurrency: int
+    mailbox: Mailbox
+    retry: RetryPolicy
+    timeout: float
+    key: EventKey | str
+    reply_to: str
+    on_error: OnError
+    isolation: Isolation
+    tools: Sequence[Any]
+    description: str
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """How an agent is run. Raises AgentError, with the keyword, for what is not allowed.
+
+    `topics` it subscribes to. `name`: agents of one name share the work of a topic, agents of
+    different names each get everything; no ':' in it. `concurrency`: how many instances handle
+    events, each one at a time. `mailbox`: how many events may wait in memory. `retry`: how often and
+    when a failed event comes back. `timeout`: seconds for one `handle`. `key`: events with one key
+    are handled in order, a function of the event or the name of a field of its content.
+    `reply_to`: the topic of replies when the event names none. `on_error`: "restart" restarts the
+    actor after each event that failed. `isolation`: "task". `tools` and `description` are told to
+    whoever lists agents.
+    """
+
+    topics: tuple[str, ...] = ()
+    name: str | None = None
+    concurrency: int = 1
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    key: EventKey | str | None = None
+    reply_to: str | None = None
+    on_error: OnError = "resume"
+    isolation: Isolation = "task"
+    tools: tuple[str, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every part."""
+        if self.name is not None:
+            check_name(self.name)
+        if isinstance(self.concurrency, bool) or not isinstance(self.concurrency, int) or self.concurrency < 1:
+            raise AgentError(f"concurrency must be an integer of at least 1, not {self.concurrency!r}")
+        if not isinstance(self.mailbox, Mailbox):
+            raise AgentError(f"mailbox must be a Mailbox, not {self.mailbox!r}")
+        if self.mailbox.overflow != "wait":
+            raise AgentError(f"events are durable: an agent's mailbox cannot have overflow={self.mailbox.overflow!r}")
+        if not isinstance(self.retry, RetryPolicy):
+            raise AgentError(f"retry must be a RetryPolicy, not {self.retry!r}")
+        if self.timeout is not None and not (isinstance(self.timeout, int | float) and 0 < self.timeout < math.inf):
+            raise AgentError(f"timeout must be a number of seconds above 0, not {self.timeout!r}")
+        if self.key is not None and not isinstance(self.key, str) and not callable(self.key):
+            raise AgentError(f"key must be a function of the event or the name of a field, not {self.key!r}")
+        _check_choice("on_error", self.on_error, OnError)
+        _check_choice("isolation", self.isolation, Isolation)
+        if self.isolation == "process":
+            raise AgentError("isolation='process' is not built yet; use isolation='task'")
+
+    def override(self, keywords: AgentKeywords) -> AgentOptions:
+        """These options with some replaced; raises AgentError, also for a keyword that does not exist."""
+        unknown = set(keywords) - set(AgentKeywords.__annotations__)
+        if unknown:
+            allowed = ", ".join(AgentKeywords.__annotations__)
+            raise AgentError(f"unknown agent keyword {', '.join(sorted(unknown))}; allowed are {allowed}")
+        changes: dict[str, Any] = dict(keywords)
+        topics = _topics(changes.pop("topic", None), changes.pop("topics", None))
+        if topics:
+            changes["topics"] = topics
+        if changes.get("reply_to") is not None:
+            changes["reply_to"] = _topic(changes["reply_to"])
+        if "tools" in changes:
+            changes["tools"] = tuple(tool_name(tool) for tool in changes["tools"])
+        return replace(self, **changes)
+
+    def key_of(self, event: EventEnvelope[Any]) -> Hashable:
+        """The key of an event, None when it has none; raises whatever the key function raises."""
+        if self.key is None:
+            return None
+        value = field_of(event.payload.content, self.key) if isinstance(self.key, str) else self.key(event)
+        return value if isinstance(value, Hashable) else repr(value)
+
+
+class SubscriptionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How the events of one agent are consumed, as OmniDaemon has it.
+
+    `consumer_count` is the concurrency, `dlq_retry_limit` the number of retries after the first
+    try. `reclaim_idle_ms` has no meaning here: work is taken over when its owner's lease ends.
+    """
+
+    reclaim_idle_ms: int | None = None
+    dlq_retry_limit: int | None = None
+    consumer_count: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Raises AgentError for counts that are too small."""
+        for name, least in (("consumer_count", 1), ("dlq_retry_limit", 0), ("reclaim_idle_ms", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise AgentError(f"{name} must be an integer of at least {least}, not {value!r}")
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent made of a callback, as OmniDaemon has it. Raises AgentError when made wrongly.
+
+    `callback` is async, or a plain function, which runs in a worker thread. It gets a dict:
+    `content, topic, task_id, agent, webhook, reply_to, correlation_id, causation_id, source,
+    tenant_id, delivery_attempts, created_at`; what it returns is the result.
+    """
+
+    topic: str
+    callback: Callable[[dict[str, Any]], Any]
+    name: str | None = None
+    tools: Sequence[Any] = ()
+    description: str = ""
+    config: SubscriptionConfig = msgspec.field(default_factory=SubscriptionConfig)
+
+    def __post_init__(self) -> None:
+        """Check the topic, the name and the callback."""
+        msgspec.structs.force_setattr(self, "topic", _topic(self.topic))
+        if not callable(self.callback):
+            raise AgentError(f"callback must be a function, not {self.callback!r}")
+        if self.name is not None:
+            check_name(self.name)
+
+    def options(self) -> AgentOptions:
+        """The same, as options."""
+        retries = self.config.dlq_retry_limit
+        retry = RetryPolicy() if retries is None else RetryPolicy(max_attempts=retries + 1, backoff=Backoff())
+        return AgentOptions(
+            topics=(self.topic,),
+            name=self.name,
+            concurrency=self.config.consumer_count or 1,
+            retry=retry,
+            tools=tuple(tool_name(tool) for tool in self.tools),
+            description=self.description,
+        )
+
+
+def check_name(name: object) -> str:
+    """The name; raises AgentError when it is empty or holds a ':' or a control character."""
+    if not isinstance(name, str) or not name.strip():
+        raise AgentError(f"an agent's name must be a non-empty string, not {name!r}")
+    if ":" in name or any(ord(char) < ord(" ") for char in name):
+        raise AgentError(f"an agent's name must not hold ':' or control characters: {name!r}")
+    return name
+
+
+def stable_name(what: object, topics: Sequence[str]) -> str:
+    """A name for an agent that has none: the same at every start of the same program.
+
+    Made of module, qualified name and topics; a script's module is named after its file.
+    """
+    module = getattr(what, "__module__", None) or type(what).__module__
+    if module == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = Path(file).stem if file else "main"
+    qualified = getattr(what, "__qualname__", None) or type(what).__qualname__
+    qualified = qualified.replace("<", "").replace(">", "").replace(".locals.", ".")
+    return f"{module}.{qualified}@{'+'.join(topics)}".replace(":", "_")
+
+
+def tool_name(tool: object) -> str:
+    """How a tool is listed: a string as it is, anything else by its name."""
+    return tool if isinstance(tool, str) else getattr(tool, "__name__", repr(tool))
+
+
+def field_of(content: object, path: str) -> object:
+    """The value at a dotted path inside the content, None when there is none."""
+    for part in path.split("."):
+        content = content.get(part) if isinstance(content, dict) else getattr(content, part, None)
+    return content
+
+
+def is_async(callback: Callable[..., Any]) -> bool:
+    """Whether calling it gives an awaitable."""
+    return inspect.iscoroutinefunction(inspect.unwrap(getattr(callback, "func", callback))) or (
+        inspect.iscoroutinefunction(getattr(callback, "__call__", None))  # noqa: B004 -- its kind is asked for
+    )
+
+
+def _topics(topic: str | None, topics: Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(topics, str):
+        raise AgentError(f"topics is a list of topics; for one, use topic={topics!r}")
+    given = [*(() if topic is None else (topic,)), *(topics or ())]
+    return tuple(dict.fromkeys(_topic(name) for name in given))
+
+
+def _topic(topic: object) -> str:
+    try:
+        return check_topic(topic)
+    except EnvelopeError as error:
+        raise AgentError(str(error)) from None
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise AgentError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")

@@ -1,0 +1,280 @@
+"""The runtime of agents: the work half of a system's supervision tree.
+
+    work (rest_for_one)
+    |- backend      a consumer of the store: leases, takeover, expiry
+    |- settler      writes what handlers' ends decided
+    |- agents       (dynamic) one pool per agent; one that gives up takes only itself down
+    |- staff        starts the agents, and those that are added later
+    '- router       moves entries into the agents' lanes
+
+Stopping goes from the router backwards: nothing new is taken, agents finish what they are at,
+settlements are written, what is left is released.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from omniactors.actors import notices
+from omniactors.actors.dynamic import DynamicSupervisor
+from omniactors.actors.pool import pool
+from omniactors.actors.rules import Intensity
+from omniactors.actors.specs import ChildSpec
+from omniactors.actors.trees import Subtree, subtree
+from omniactors.agents.agent import Agent, CallbackAgent
+from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, stable_name
+from omniactors.agents.reports import report_notice, report_settled
+from omniactors.agents.router import Demand, Router
+from omniactors.agents.settler import Job, Settler
+from omniactors.agents.subscription import Services, Subscription
+from omniactors.agents.webhooks import WebhookAgent
+from omniactors.backoff import Backoff
+from omniactors.errors import AgentError, ChildStartError
+from omniactors.events.event import Event
+from omniactors.streams.backend import AgentRecord
+
+if TYPE_CHECKING:
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.notices import Notice
+    from omniactors.events.bus import EventBus
+    from omniactors.streams.backend import Backend
+
+logger = logging.getLogger("omniactors.agents")
+
+BACKEND_STOP = 10.0
+"""Seconds for the store to release what is left."""
+
+AGENT_BACKOFF = Backoff(initial=0.05, maximum=2.0, reset_after=10.0)
+AGENT_RESTARTS = 10
+"""Restarts an instance may need in ten seconds; its events are settled whatever it does, so it is a soft limit."""
+
+
+class SystemClock:
+    """The machine's wall clock and chance."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+    def random(self) -> float:
+        """From [0, 1)."""
+        return random.random()  # noqa: S311 -- jitter, not a secret
+
+
+class Member:
+    """One agent of the roster: its subscription, what to run, and whether it runs."""
+
+    def __init__(self, subscription: Subscription, cls: type[Agent], args: tuple[Any, ...], callback: str) -> None:
+        self.subscription = subscription
+        self.cls = cls
+        self.args = args
+        self.callback = callback
+        self.has_given_up = False
+        self.started = trio.Event()
+        self.error: Exception | None = None
+
+    def reset(self) -> None:
+        """Be as before the first run."""
+        self.has_given_up = False
+        self.started = trio.Event()
+        self.error = None
+        self.subscription.lane.reset()
+
+    def spec(self, grace: float) -> ChildSpec:
+        """The pool of its instances; transient, so that an agent that gave up stays down."""
+        options = self.subscription.options
+        described = pool(
+            self.cls,
+            *self.args,
+            size=options.concurrency,
+            intensity=Intensity(AGENT_RESTARTS * options.concurrency, 10.0),
+            shutdown=grace,
+            name=self.subscription.name,
+        )
+        described = replace(described, backoff=AGENT_BACKOFF, prepare=self._prepare)
+        return ChildSpec(described, id=self.subscription.name, restart="transient", mailbox=options.mailbox)
+
+    def record(self, now: float) -> list[AgentRecord]:
+        """What the registry says of it, per topic."""
+        options = self.subscription.options
+        config: dict[str, Any] = {
+            "concurrency": options.concurrency,
+            "max_attempts": options.retry.max_attempts,
+            "timeout": options.timeout,
+            "reply_to": options.reply_to,
+        }
+        return [
+            AgentRecord(
+                topic=topic,
+                name=self.subscription.name,
+                callback=self.callback,
+                tools=options.tools,
+                description=options.description,
+                config=config,
+                created_at=now,
+            )
+            for topic in options.topics
+        ]
+
+    def _prepare(self, agent: Agent) -> None:
+        agent.__subscribe__(self.subscription)
+
+
+class AgentRuntime:
+    """The roster of agents and the tree that runs them. Agents may be added before and while it runs."""
+
+    def __init__(self, backend: Backend, bus: EventBus, *, grace: float, result_ttl: float) -> None:
+        self._backend = backend
+        self._bus = bus
+        self._grace = grace
+        self._demand = Demand()
+        self._settler = Settler(
+            backend,
+            on_settled=lambda job, is_committed: self._settled(job, is_committed=is_committed),
+            on_stop=self._release_all,
+        )
+        self._services = Services(backend, self._settler, bus, SystemClock(), result_ttl)
+        self._roster: dict[str, Member] = {}
+        self._agents = DynamicSupervisor(name="agents")
+        self._news = trio.Event()
+        self.add(WebhookAgent, (), {})
+
+    def add(self, what: object, args: tuple[Any, ...], keywords: AgentKeywords) -> Subscription:
+        """Put an agent on the roster; raises AgentError. While the runtime runs it is started soon."""
+        cls, args, options, content_type, callback = _described(what, args)
+        options = options.override(keywords)
+        name = options.name or stable_name(what.callback if isinstance(what, AgentConfig) else what, options.topics)
+        if name in self._roster:
+            raise AgentError(f"there is an agent {name!r} already; give one of them another name=")
+        try:
+            subscription = Subscription(
+                options, name=name, content_type=content_type, services=self._services, on_room=self._demand.room
+            )
+        except TypeError as error:
+            raise AgentError(f"agent {name!r}: its content cannot be decoded to {content_type!r}: {error}") from error
+        self._roster[name] = Member(subscription, cls, args, callback)
+        self._news.set()
+        return subscription
+
+    async def wait_started(self, name: str) -> None:
+        """Wait until an agent of a running runtime is ready; raises what kept it from starting."""
+        member = self._roster[name]
+        await member.started.wait()
+        if member.error is not None:
+            raise member.error
+
+    async def enroll(self, name: str) -> None:
+        """Make the agent's groups and registry entry, without running it."""
+        await self._enroll([self._roster[name]])
+
+    def tree(self) -> Subtree:
+        """The work half of the system, for one run."""
+        self._settler.reset()
+        for member in self._roster.values():
+            member.reset()
+        return subtree(
+            ChildSpec(self._backend.serve, id="backend", restart="permanent", shutdown=BACKEND_STOP),
+            ChildSpec(self._settler.run, id="settler", restart="permanent", shutdown=self._grace),
+            ChildSpec(self._agents, id="agents"),
+            ChildSpec(self._staff, id="staff", restart="permanent"),
+            ChildSpec(Router, self._demand, self._services, id="router"),
+            strategy="rest_for_one",
+            backoff=Backoff(initial=0.05, maximum=5.0),
+            name="work",
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the agents that users added."""
+        return [name for name, member in self._roster.items() if member.cls is not WebhookAgent]
+
+    def running_tasks(self) -> dict[str, int]:
+        """How many events each agent handles at this moment."""
+        return {name: member.subscription.lane.handling for name, member in self._roster.items()}
+
+    def notice(self, notice: Notice) -> None:
+        """Take note of what happened in the tree, and tell the bus."""
+        report_notice(self._bus, notice, self._agents.path)
+        if isinstance(notice, notices.SupervisorGaveUp):
+            name = notice.path.removeprefix(self._agents.path + "/")
+            if name in self._roster:
+                self._gave_up(self._roster[name])
+                logger.error("agent %s gave up: %s", name, notice.reason)
+        elif isinstance(notice, notices.ChildExited | notices.ChildStartFailed) and notice.reason.error is not None:
+            logger.warning("%s ended: %s", notice.path, notice.reason, exc_info=notice.reason.error)
+
+    async def _staff(self, *, task_status: Incarnation) -> None:
+        """Start every agent of the roster, then those that are added; a restart of the tree starts all again."""
+        started: set[str] = set()
+        await self._hire(started, is_first=True)
+        task_status.started()
+        while True:
+            self._news = trio.Event()
+            await self._hire(started, is_first=False)
+            await self._news.wait()
+
+    async def _hire(self, started: set[str], *, is_first: bool) -> None:
+        fresh = [member for name, member in self._roster.items() if name not in started and not member.has_given_up]
+        if not fresh:
+            return
+        await self._enroll(fresh)
+        for member in fresh:
+            started.add(member.subscription.name)
+            try:
+                await self._agents.start_child(member.spec(self._grace))
+            except ChildStartError as error:
+                if is_first:
+                    raise
+                member.error = error
+                self._gave_up(member)
+            else:
+                self._demand.add(member.subscription)
+            member.started.set()
+
+    async def _enroll(self, members: list[Member]) -> None:
+        await self._backend.create_groups([group for member in members for group in member.subscription.groups])
+        now = self._services.clock.now()
+        known = [record for member in members if member.cls is not WebhookAgent for record in member.record(now)]
+        await self._backend.save_agents(known)
+
+    def _gave_up(self, member: Member) -> None:
+        """Take no more events for it, and give back what it holds: others may handle it."""
+        member.has_given_up = True
+        lane = member.subscription.lane
+        lane.is_paused = True
+        self._demand.remove(member.subscription)
+        self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+        self._bus.publish(Event(event_type="router.paused", data={"agent": member.subscription.name}))
+
+    def _release_all(self) -> None:
+        """Give back everything that no handler has begun; called when the agents have stopped."""
+        for member in self._roster.values():
+            lane = member.subscription.lane
+            self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+
+    def _settled(self, job: Job, *, is_committed: bool) -> None:
+        member = self._roster[job.settlement.key.agent]
+        if is_committed and job.settlement.retry is None and job.settlement.dead is None:
+            member.subscription.handled += 1
+        elif is_committed:
+            member.subscription.failed += 1
+        report_settled(self._bus, job, is_committed=is_committed)
+
+
+def _described(what: object, args: tuple[Any, ...]) -> tuple[type[Agent], tuple[Any, ...], AgentOptions, Any, str]:
+    """What to run for an Agent subclass or an AgentConfig; raises AgentError for anything else."""
+    if isinstance(what, AgentConfig):
+        if args:
+            raise AgentError("an AgentConfig takes no further arguments")
+        return CallbackAgent, (what,), what.options(), Any, getattr(what.callback, "__name__", repr(what.callback))
+    if isinstance(what, type) and issubclass(what, Agent):
+        if what.handle is Agent.handle:
+            raise AgentError(f"{what.__name__} needs a handle() method")
+        return what, args, what.options, what.content_type, what.__qualname__
+    raise AgentError(f"an agent is an Agent subclass or an AgentConfig, not {what!r}")

@@ -1,0 +1,136 @@
+"""The settler: writes what handlers' ends decided, many at a time.
+
+Settlements that are ready together go to the backend together; while one batch is written the next
+one gathers. A handler does not wait for its settlement, so an agent on a slow disk is not slowed
+to one event per write.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from omniactors.actors.mailbox import Parker
+from omniactors.backoff import Backoff
+from omniactors.errors import BackendError, BackendUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any
+
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.agents.lane import EventLane
+    from omniactors.streams.backend import Backend
+    from omniactors.streams.envelope import EventEnvelope
+    from omniactors.streams.settlement import EntryKey, Settlement
+
+T = TypeVar("T")
+
+logger = logging.getLogger("omniactors.agents")
+
+MAX_BATCH = 512
+"""Settlements in one write: beyond this a bigger batch saves nothing, and holds up other writers."""
+
+RETRY = Backoff(initial=0.05, maximum=2.0)
+"""Between two tries of a write that the store refused for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One settlement, the lane whose room it frees, and its event (None when it could not be read).
+
+    `seconds` is how long the handler took.
+    """
+
+    lane: EventLane
+    settlement: Settlement
+    event: EventEnvelope[Any] | None
+    seconds: float = 0.0
+
+
+class Settler:
+    """Collects settlements and releases, and writes them until it is asked to stop; then it writes the rest."""
+
+    def __init__(
+        self, backend: Backend, *, on_settled: Callable[[Job, bool], None], on_stop: Callable[[], None]
+    ) -> None:
+        self._backend = backend
+        self._on_settled = on_settled
+        self._on_stop = on_stop
+        self._jobs: list[Job] = []
+        self._releases: list[tuple[EventLane | None, EntryKey]] = []
+        self._parker = Parker()
+        self._is_asked = False
+
+    def submit(self, job: Job) -> None:
+        """Have a settlement written; returns at once."""
+        self._jobs.append(job)
+        self._parker.wake()
+
+    def give_back(self, lane: EventLane | None, keys: Sequence[EntryKey]) -> None:
+        """Have entries released that will not be handled here; returns at once. `lane` holds them, if any does."""
+        if keys:
+            self._releases.extend((lane, key) for key in keys)
+            self._parker.wake()
+
+    async def run(self, *, task_status: Incarnation) -> None:
+        """Write what comes until asked to stop. Cancelled, what is not written yet comes back later."""
+        self._is_asked = False
+        task_status.on_stop = self._stop
+        task_status.started()
+        while True:
+            if self._jobs:
+                await self._settle(self._jobs[:MAX_BATCH])
+            elif self._releases:
+                await self._release(self._releases[:MAX_BATCH])
+            elif self._is_asked:
+                return
+            else:
+                await self._parker.park()
+
+    def reset(self) -> None:
+        """Forget what an earlier run could not write any more: its entries were released with its consumer."""
+        self._jobs.clear()
+        self._releases.clear()
+
+    def _stop(self) -> None:
+        self._on_stop()
+        self._is_asked = True
+        self._parker.wake()
+
+    async def _settle(self, batch: list[Job]) -> None:
+        settlements = [job.settlement for job in batch]
+        committed = await self._persist(lambda: self._backend.settle_many(settlements))
+        del self._jobs[: len(batch)]
+        for job, is_committed in zip(batch, committed, strict=True):
+            self._on_settled(job, is_committed)
+        self._free(Counter(job.lane for job in batch))
+
+    async def _release(self, batch: list[tuple[EventLane | None, EntryKey]]) -> None:
+        await self._persist(lambda: self._backend.release([key for _, key in batch]))
+        del self._releases[: len(batch)]
+        self._free(Counter(lane for lane, _ in batch if lane is not None))
+
+    def _free(self, freed: Counter[EventLane]) -> None:
+        now = time.perf_counter()
+        for lane, count in freed.items():
+            lane.settled(count, now)
+
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write until the store takes it: its outcome is known each time, so trying again is safe."""
+        attempt = 0
+        while True:
+            try:
+                return await write()
+            except BackendUnusable:
+                raise
+            except BackendError as error:
+                attempt += 1
+                logger.warning("settlements wait, the store refuses them: %s", error)
+                await trio.sleep(RETRY.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret

@@ -1,0 +1,94 @@
+"""A subscription: one agent as a runtime knows it, with its lane, its decoder and what it has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omniactors.agents.lane import Delivery, EventLane
+from omniactors.errors import AgentError, EntryError
+from omniactors.streams.envelope import EventDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omniactors.agents.options import AgentOptions
+    from omniactors.agents.settler import Settler
+    from omniactors.events.bus import EventBus
+    from omniactors.streams.backend import Backend, Entry
+    from omniactors.streams.envelope import EventEnvelope
+
+
+class Clock(Protocol):
+    """Wall clock and chance, so that tests can set both."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        ...
+
+    def random(self) -> float:
+        """From [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What agents need of the runtime around them."""
+
+    backend: Backend
+    settler: Settler
+    bus: EventBus
+    clock: Clock
+    result_ttl: float
+
+
+class Subscription:
+    """One agent: its options with a name and topics, and the lane its instances work from."""
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        *,
+        name: str,
+        content_type: Any,  # noqa: ANN401 -- any type form that msgspec reads
+        services: Services,
+        on_room: Callable[[], None],
+    ) -> None:
+        if not options.topics:
+            raise AgentError(f"agent {name!r} has no topic; give one with topic= or topics=")
+        self.options = options
+        self.name = name
+        self.services = services
+        self.lane = EventLane(options.mailbox.capacity, options.concurrency, on_room)
+        self.handled = 0
+        self.failed = 0
+        self._decoder: EventDecoder[Any] = EventDecoder(content_type)
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """The groups it reads: (topic, agent) for each topic."""
+        return [(topic, self.name) for topic in self.options.topics]
+
+    def decode(self, entry: Entry) -> Delivery:
+        """The entry as an event to handle; raises EntryError with the reason."""
+        event = self._decoder.decode(
+            entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1
+        )
+        try:
+            return Delivery(entry.key, event, self.options.key_of(event))
+        except Exception as error:
+            raise EntryError(f"the key function of agent {self.name!r} failed: {error!r}") from error
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.name} on {', '.join(self.options.topics)}, {self.lane.held} held>"
+
+
+def readable(entry: Entry) -> EventEnvelope[Any] | None:
+    """The event of an entry that its agent could not read, if it is an event at all."""
+    try:
+        return _ANY.decode(entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1)
+    except EntryError:
+        return None
+
+
+_ANY: EventDecoder[Any] = EventDecoder()

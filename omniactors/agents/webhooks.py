@@ -1,0 +1,93 @@
+"""Webhooks: an ordinary agent on an internal topic, so there is one retry machine for everything.
+
+An answer outside 2xx, a timeout and a refused connection each fail the try; the event is tried
+again for about a day, then dead-lettered. Headers follow the Standard Webhooks specification; the
+signature is not built yet.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+
+from omniactors.agents.agent import Agent
+from omniactors.agents.options import AgentOptions
+from omniactors.agents.signals import Reject
+from omniactors.backoff import Backoff
+from omniactors.errors import OmniActorsError
+from omniactors.events.event import Event
+from omniactors.streams.envelope import EventEnvelope  # noqa: TC001 -- the annotation of handle() is read at run time
+from omniactors.streams.settlement import WEBHOOK_TOPIC, RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TIMEOUT = 10.0
+"""Seconds for one POST, as OmniDaemon has it."""
+
+
+class WebhookCall(msgspec.Struct, frozen=True):
+    """What to post, and where."""
+
+    url: str
+    body: dict[str, Any]
+
+
+class WebhookFailed(OmniActorsError):
+    """The receiver answered with a status outside 2xx, or not at all."""
+
+
+class WebhookAgent(Agent):
+    """Posts results to the URLs that their publishers named."""
+
+    options = AgentOptions(
+        topics=(WEBHOOK_TOPIC,),
+        name="webhooks",
+        concurrency=16,
+        retry=RetryPolicy(max_attempts=12, backoff=Backoff(initial=2.0, factor=3.0, maximum=14_400.0)),
+        description="posts results to webhooks",
+    )
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """One HTTP client for each instance; redirects are not followed, their target was not named by anyone."""
+        async with httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as self._client:
+            yield
+
+    async def handle(self, event: EventEnvelope[WebhookCall]) -> dict[str, Any]:
+        """One POST; raises WebhookFailed for anything but an answer in 2xx."""
+        call = event.payload.content
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "omniactors",
+            "webhook-id": event.id,
+            "webhook-timestamp": str(math.floor(time.time())),
+        }
+        try:
+            response = await self._client.post(call.url, content=msgspec.json.encode(call.body), headers=headers)
+        except httpx.InvalidURL as error:
+            raise Reject(f"the webhook {call.url} is no URL: {error}") from error
+        except httpx.HTTPError as error:
+            raise self._failed(event, call, f"{type(error).__name__}: {error}") from error
+        if not response.is_success:
+            raise self._failed(event, call, f"it answered {response.status_code}")
+        self._tell("webhook.delivered", event, call, status=response.status_code)
+        return {"url": call.url, "status": response.status_code}
+
+    def _failed(self, event: EventEnvelope[WebhookCall], call: WebhookCall, why: str) -> WebhookFailed:
+        self._tell("webhook.failed", event, call, error=why)
+        return WebhookFailed(f"the webhook {call.url} failed: {why}")
+
+    def _tell(self, event_type: str, event: EventEnvelope[WebhookCall], call: WebhookCall, **data: object) -> None:
+        self._subscription.services.bus.publish(
+            Event(
+                run_id=event.correlation_id or event.causation_id or event.id,
+                event_type=event_type,
+                data={"task_id": event.causation_id, "url": call.url, "attempt": event.delivery_attempts, **data},
+            )
+        )

@@ -1,0 +1,5 @@
+"""The command line, `omniactors`: a user of the public door like any other."""
+
+from omniactors.cli.app import main
+
+__all__ = ["main"]

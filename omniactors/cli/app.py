@@ -1,0 +1,89 @@
+"""The command line as a whole: its commands, and how each way to fail ends."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Annotated
+
+import trio
+import typer
+
+import omniactors
+from omniactors.cli import agents, streams, tasks
+from omniactors.cli.exits import ExitCode, exit_code, expected_error
+from omniactors.cli.loading import UserCodeError
+from omniactors.cli.output import Format, FormatOption, complain, print_json, stderr, stdout
+from omniactors.cli.run import run
+from omniactors.cli.watch import watch
+from omniactors.settings import read_settings
+
+app = typer.Typer(
+    name="omniactors",
+    help="Supervised actors on trio: durable agents, and a WebSocket to watch them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.add_typer(tasks.app, name="task")
+app.add_typer(agents.app, name="agent")
+app.add_typer(streams.app, name="streams")
+app.add_typer(streams.app, name="bus", help="The same as streams.")
+app.command()(watch)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout().print(f"omniactors {omniactors.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Supervised actors on trio: durable agents, and a WebSocket to watch them."""
+
+
+@app.command()
+def info(output: FormatOption = Format.TEXT) -> None:
+    """Show the versions and what the settings here choose."""
+    settings = read_settings()
+    facts = {
+        "omniactors": omniactors.__version__,
+        "python": platform.python_version(),
+        "trio": trio.__version__,
+        "store": str(settings.backend),
+        "chosen_by": settings.chosen_by,
+    }
+    if output is Format.JSON:
+        print_json(facts)
+        return
+    for label, value in facts.items():
+        stdout().print(f"{label:<12}{value}")
+
+
+def main() -> None:
+    """Run the command line and exit; what is expected to fail is told in one sentence on stderr."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except (Exception, BaseExceptionGroup) as error:
+        if isinstance(error, BaseExceptionGroup) and error.split(KeyboardInterrupt)[1] is None:
+            sys.exit(ExitCode.INTERRUPTED)
+        if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is None:
+            # Whoever read our output has enough of it; the interpreter must not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(ExitCode.FAILED)
+        known = expected_error(error)
+        if known is None:
+            raise
+        if isinstance(known, UserCodeError):
+            stderr().out(known.report, end="")
+        complain(str(known))
+        sys.exit(exit_code(known))

@@ -1,0 +1,57 @@
+"""Exit codes: which one an error ends with, and the sentence that it is told in."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from omniactors.errors import (
+    AgentError,
+    BackendError,
+    EnvelopeError,
+    GatewayError,
+    OmniActorsError,
+    SettingsError,
+)
+
+
+class ExitCode(IntEnum):
+    """What a command tells the script that called it; documented in docs/cli.md."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    INTERRUPTED = 130
+
+
+class CommandError(OmniActorsError):
+    """A command that cannot go on, for a reason of its own; `code` is what it exits with."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def expected_error(error: BaseException) -> OmniActorsError | None:
+    """The first error of our own in `error`, if all of it is of our own; None for anything else.
+
+    A nursery wraps what its tasks raise into a group; the user asked for one thing and is told one.
+    """
+    if isinstance(error, OmniActorsError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [expected_error(part) for part in error.exceptions]
+        return found[0] if all(found) else None
+    return None
+
+
+def exit_code(error: OmniActorsError) -> ExitCode:
+    """What a command that ends with `error` exits with."""
+    match error:
+        case CommandError():
+            return error.code
+        case SettingsError() | EnvelopeError() | AgentError():
+            return ExitCode.USAGE
+        case BackendError() | GatewayError():
+            return ExitCode.UNAVAILABLE
+    return ExitCode.FAILED

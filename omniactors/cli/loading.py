@@ -1,0 +1,121 @@
+"""Loading rule: which system and which agents the module that `run` names stands for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import omniactors
+from omniactors.cli.exits import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from types import ModuleType, TracebackType
+
+    from omniactors import Agent, OmniActors
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a module holds: its own system, or the agent classes to put into one; `origin` is its file."""
+
+    origin: str
+    system: OmniActors | None = None
+    agents: tuple[type[Agent[Any]], ...] = ()
+
+
+class UserCodeError(CommandError):
+    """The user's module raised while it was imported; `report` is the traceback of their code alone."""
+
+    def __init__(self, target: str, error: BaseException) -> None:
+        super().__init__(f"{target} could not be imported: {type(error).__name__}: {error}")
+        self.report = "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
+
+
+def load(target: str) -> Program:
+    """The program in the file or module `target`; raises CommandError.
+
+    A file's folder, or for a dotted name the working directory, goes first on `sys.path`.
+    """
+    module = _import(target)
+    origin = getattr(module, "__file__", None) or target
+    systems = {id(value): value for value in vars(module).values() if isinstance(value, omniactors.OmniActors)}
+    if len(systems) > 1:
+        names = [name for name, value in vars(module).items() if id(value) in systems]
+        raise CommandError(f"{target} has more than one OmniActors ({', '.join(names)})", ExitCode.USAGE)
+    if systems:
+        return Program(origin, system=next(iter(systems.values())))
+    agents = tuple(value for value in vars(module).values() if _is_own_agent(value, module))
+    if not agents:
+        raise CommandError(
+            f"{target} has no agents: it must define a subclass of Agent, or an OmniActors at its top level",
+            ExitCode.USAGE,
+        )
+    return Program(origin, agents=tuple(dict.fromkeys(agents)))
+
+
+def _is_own_agent(value: object, module: ModuleType) -> bool:
+    """Whether `value` is an agent class that the module itself defines, and not a base of others."""
+    return (
+        inspect.isclass(value)
+        and issubclass(value, omniactors.Agent)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    )
+
+
+def _import(target: str) -> ModuleType:
+    path = Path(target)
+    if path.suffix == ".py" or path.exists():
+        return _import_file(target, path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(target)
+    except ModuleNotFoundError:
+        found = None
+    except (ImportError, ValueError) as error:
+        raise CommandError(f"{target!r} is no module name: {error}", ExitCode.USAGE) from error
+    except Exception as error:
+        raise UserCodeError(target, error) from error
+    if found is None:
+        raise CommandError(f"there is no file and no module {target!r}", ExitCode.USAGE)
+    try:
+        return importlib.import_module(target)
+    except Exception as error:
+        raise UserCodeError(target, error) from error
+
+
+def _import_file(target: str, path: Path) -> ModuleType:
+    """The module in the file, under its stem: the name that its agents keep from run to run."""
+    if not path.is_file():
+        raise CommandError(f"there is no file {target!r}", ExitCode.USAGE)
+    name = path.stem
+    if name in sys.modules or not name.isidentifier():
+        raise CommandError(f"{target} needs another name: {name!r} is taken, or cannot name a module", ExitCode.USAGE)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{target} is no Python file", ExitCode.USAGE)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserCodeError(target, error) from error
+    return module
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is neither ours nor the import machinery's."""
+    part = trace
+    while part is not None:
+        name = part.tb_frame.f_code.co_filename
+        if name != __file__ and not name.startswith("<frozen importlib") and "importlib/__init__" not in name:
+            return part
+        part = part.tb_next
+    return None

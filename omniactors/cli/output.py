@@ -1,0 +1,74 @@
+"""Output: what is asked for goes to stdout, everything else to stderr, and no text steers the terminal."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.json import JSON
+from rich.text import Text
+
+PIPE_WIDTH = 10_000
+"""Columns when nobody looks: lines in a pipe are not wrapped or cut."""
+
+
+class Format(StrEnum):
+    """How a command answers: for people, or one JSON document."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", "-f", help="[b]json[/b] writes one JSON document to stdout and nothing else.")
+]
+
+
+def stdout() -> Console:
+    """The console for answers; made anew, since tests and pipes change what stdout is."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+
+
+def stderr() -> Console:
+    """The console for notices and errors."""
+    return Console(
+        stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False
+    )
+
+
+def print_json(value: object) -> None:
+    """Write `value`, of any type that msgspec encodes, as one line of JSON."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_pretty(value: object) -> None:
+    """Write `value` as indented JSON, coloured on a terminal."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    console = stdout()
+    console.print(JSON(text) if console.is_terminal else Text(text))
+
+
+def notice(message: str) -> None:
+    """Say something beside the answer."""
+    stderr().print(Text(safe(message), style="dim"))
+
+
+def complain(message: str) -> None:
+    """Say why the command failed."""
+    stderr().print(Text.assemble(("error: ", "bold red"), safe(message)), soft_wrap=True)
+
+
+def safe(text: str) -> str:
+    """`text` with its control characters spelt out, so that an event cannot move anyone's cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def one_line(value: object, limit: int = 200) -> str:
+    """`value` as compact JSON on one line of at most `limit` characters."""
+    text = safe(msgspec.json.encode(value).decode())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

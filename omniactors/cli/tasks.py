@@ -1,0 +1,186 @@
+"""`omniactors task`: publish an event, and read what became of it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import trio
+import typer
+
+from omniactors.cli.exits import CommandError, ExitCode
+from omniactors.cli.output import Format, FormatOption, complain, notice, print_json, print_pretty, stdout
+from omniactors.cli.session import with_system
+from omniactors.errors import TaskFailed
+
+if TYPE_CHECKING:
+    from omniactors import OmniActors
+
+app = typer.Typer(no_args_is_help=True, help="Publish events and read their results.")
+
+WaitOption = Annotated[
+    float | None, typer.Option("--wait", min=0.0, metavar="SECONDS", help="Wait this long for the result.")
+]
+
+
+class PayloadFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload part of a file; content is what matters, the rest may be left out."""
+
+    content: Any = msgspec.UNSET
+    webhook: str | None = None
+    reply_to: str | None = None
+
+
+class EventFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as a file holds it; options of the command line override its parts."""
+
+    topic: str | None = None
+    payload: PayloadFile = PayloadFile()
+    tenant_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What is known of a task: its result, its error, or that it is pending."""
+
+    task_id: str
+    status: Literal["success", "failed", "pending"]
+    result: object = None
+    failure: TaskFailed | None = None
+
+
+@app.callback()
+def group() -> None:
+    """Publish events and read their results."""
+
+
+@app.command()
+def publish(
+    *,
+    topic: Annotated[str | None, typer.Option("--topic", "-t", help="Where the event goes.")] = None,
+    content: Annotated[
+        str | None,
+        typer.Option("--content", "-c", metavar="JSON_OR_TEXT", help="JSON; what is not JSON is taken as text."),
+    ] = None,
+    payload_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--payload-file",
+            metavar="FILE",
+            help='An event as JSON: {"topic", "payload": {"content", ...}, ...}; "-" is stdin. Options override it.',
+        ),
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Gets the result by POST.")] = None,
+    reply_to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Gets the result as an event.")] = None,
+    correlation_id: Annotated[str | None, typer.Option(metavar="ID", help="Ties events of one flow together.")] = None,
+    causation_id: Annotated[str | None, typer.Option(metavar="ID", help="The event that led to this one.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="NAME", help="Who publishes.")] = None,
+    tenant_id: Annotated[str | None, typer.Option(metavar="ID", help="On whose behalf.")] = None,
+    wait: WaitOption = None,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Publish an event; prints its task id, and with --wait its result."""
+    event = EventFile() if payload_file is None else _read_event(payload_file)
+    topic = topic or event.topic
+    if topic is None:
+        raise CommandError("an event needs a topic: give --topic, or a --payload-file that has one", ExitCode.USAGE)
+    value = event.payload.content if content is None else _json_or_text(content)
+    if value is msgspec.UNSET:
+        raise CommandError("an event needs content: give --content or --payload-file", ExitCode.USAGE)
+
+    async def work(omni: OmniActors) -> Fate:
+        task_id = await omni.publish(
+            topic,
+            value,
+            webhook=webhook or event.payload.webhook,
+            reply_to=reply_to or event.payload.reply_to,
+            correlation_id=correlation_id or event.correlation_id,
+            causation_id=causation_id or event.causation_id,
+            source=source or event.source,
+            tenant_id=tenant_id or event.tenant_id,
+        )
+        if wait is None:
+            return Fate(task_id, "pending")
+        if output is Format.TEXT:
+            notice(f"task {task_id}")
+        return await _fate(omni, task_id, wait)
+
+    fate = with_system(work)
+    if wait is not None:
+        _tell(fate, output)
+    elif output is Format.JSON:
+        print_json({"task_id": fate.task_id})
+    else:
+        stdout().print(fate.task_id)
+
+
+@app.command("result")
+def result(
+    task_id: Annotated[str, typer.Option("--task-id", help="The id that publishing printed.")],
+    wait: WaitOption = None,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Print the result of a task; exit code 1 when there is none, or when the task failed."""
+    _tell(with_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
+
+
+async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
+    """What became of the task, after at most `seconds`."""
+    found = await omni.get_result(task_id)
+    if found is not None:
+        return Fate(task_id, "success", found)
+    try:
+        with trio.move_on_after(seconds):
+            return Fate(task_id, "success", await omni.wait_result(task_id))
+    except TaskFailed as failure:
+        return Fate(task_id, "failed", failure=failure)
+    return Fate(task_id, "pending")
+
+
+def _tell(fate: Fate, output: Format) -> None:
+    """Print what became of the task; raises typer.Exit unless it succeeded."""
+    if output is Format.JSON:
+        print_json(_document(fate))
+    elif fate.status == "success":
+        print_pretty(fate.result)
+    elif fate.failure is not None:
+        complain(str(fate.failure))
+    else:
+        complain(f"there is no result for task {fate.task_id}: it is pending, expired or unknown")
+    if fate.status != "success":
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _document(fate: Fate) -> dict[str, object]:
+    document: dict[str, object] = {"task_id": fate.task_id, "status": fate.status, "result": fate.result}
+    if fate.failure is not None:
+        document |= {
+            "error": fate.failure.error,
+            "agent": fate.failure.agent,
+            "attempts": fate.failure.attempts,
+        }
+    return document
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _read_event(path: Path) -> EventFile:
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror}", ExitCode.USAGE) from error
+    try:
+        return msgspec.json.decode(data, type=EventFile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} is not an event in JSON: {error}", ExitCode.USAGE) from error

@@ -1,0 +1,1 @@
+"""Events: what watchers see, and the bus that brings it to them. Public names are imported from `omniactors`."""

@@ -1,0 +1,387 @@
+"""The event bus: `publish` tells every watcher at once, waits for none, and counts what one loses."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+from omniactors.errors import TooManySubscribers
+from omniactors.events.context import current_run
+from omniactors.events.entrance import Entrance
+from omniactors.events.event import GAP, Event, parse_position, position
+from omniactors.events.history import Histories, Ring
+from omniactors.events.patterns import Selection, Where, parse_patterns
+from omniactors.events.queue import EndReason, Loss, Overflow, SubscriberQueue
+from omniactors.events.statistics import BusStats, SubscriberStats
+from omniactors.events.subscription import Subscriber, Subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+RING_EVENTS = 8192
+"""So many events can be resumed from: some seconds of a busy system, hours of a quiet one."""
+RING_BYTES = 32 * 1024 * 1024
+"""Large events are kept for a shorter time instead of filling the memory."""
+REPLAY_PAGE = 256
+"""Events that a resume reads at a time: what a reader holds of the past at once."""
+MAX_ROUTES = 4096
+"""Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
+
+
+class _Publish(msgspec.Struct, frozen=True, gc=False):
+    event: Event
+    run_id: str
+    timestamp: float
+
+
+class _CloseRun(msgspec.Struct, frozen=True):
+    run_id: str
+
+
+class _CloseBus(msgspec.Struct, frozen=True):
+    pass
+
+
+_Item = _Publish | _CloseRun | _CloseBus
+
+
+class EventBus:
+    """Events of one process, for any number of watchers.
+
+    Works by itself in any trio program: `publish` needs no running task, and no trio. In a system
+    `run` is its supervised task. `max_queue_size` bounds each subscription (unless it names its own
+    capacity) and the line of events from other threads; per run the newest `history_per_run`
+    events are kept, for `max_runs_retained` runs by least recent use. One bus serves one trio run
+    at a time, and any number of runs one after another.
+    """
+
+    def __init__(
+        self,
+        max_queue_size: int = 1024,
+        history_per_run: int = 500,
+        max_runs_retained: int = 200,
+        max_global_subscribers: int = 50,
+        *,
+        source: str = "",
+    ) -> None:
+        limits = (max_queue_size, history_per_run, max_runs_retained, max_global_subscribers)
+        if min(limits) < 1:
+            raise ValueError(f"every limit of an EventBus must be at least 1, not {limits}")
+        self.epoch: Final = secrets.token_hex(4)
+        self.source: Final = source or f"{socket.gethostname()}:{os.getpid()}"
+        self._max_queue_size = max_queue_size
+        self._max_global = max_global_subscribers
+        self._head = 0
+        self._lost_by_leavers = 0
+        self._closed = False
+        self._ring = Ring(RING_EVENTS, RING_BYTES)
+        self._histories = Histories(history_per_run, max_runs_retained)
+        self._entrance = Entrance(max_queue_size, self._admit, self._admit_loss)
+        self._subscribers: dict[int, Subscriber] = {}
+        self._routes: dict[str, tuple[Subscriber, ...]] = {}
+        self._by_run: dict[str, list[Subscriber]] = {}
+        # The collector may find a subscription dropped in any thread: it only leaves a note here.
+        self._leavers: deque[Subscriber] = deque()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self._head} published, {len(self._subscribers)} subscribers"
+        return f"<EventBus {state}>"
+
+    @property
+    def head(self) -> int:
+        """The offset of the newest event, 0 before the first."""
+        return self._head
+
+    def publish(self, event: Event) -> None:
+        """Tell every watcher; from any thread, at any time. Never blocks and never fails.
+
+        In the thread of the trio run that reads, and wherever none does, the event is out when this
+        returns. From another thread it follows within the next turn of that run; when more wait
+        than `max_queue_size` it is lost, and a `bus.gap` with the reason "threads" says so.
+        """
+        self._entrance.enter(_Publish(event, event.run_id or current_run(), event.timestamp or time.time()))
+
+    def subscribe(
+        self,
+        run_id: str | None = None,
+        *,
+        types: Iterable[str] | str | None = None,
+        topics: Iterable[str] | str | None = None,
+        since: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        capacity: int | None = None,
+        overflow: Overflow = "drop_newest",
+    ) -> Subscription:
+        """Events of one run (its history first, to the end of its stream), or of all that match.
+
+        `types` (or `topics`, the same) are patterns: `*` is one token, `>` the tail. `where` are
+        equalities such as `{"data.agent": "greeter"}`. `since` is a position, `epoch-offset`: what
+        came after it and is still kept is replayed first. A subscription holds up to `capacity`
+        unread events; what `overflow` then drops is counted and told. Raises ValueError for an
+        argument that makes no sense. A subscription to a closed bus ends at once.
+        """
+        if types is not None and topics is not None:
+            raise ValueError("types and topics are two names of one thing; give one of them")
+        wanted = types if types is not None else topics
+        selection = Selection(
+            run_id=run_id,
+            types=None if wanted is None else parse_patterns(wanted),
+            where=Where.of(where) if where else None,
+        )
+        queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
+        since_position = None if since is None else parse_position(since)
+        with self._entrance.exclusively():
+            return self._add(Subscriber(queue, selection, counted=False), since_position)
+
+    def subscribe_global(self, *, capacity: int | None = None, overflow: Overflow = "drop_newest") -> Subscription:
+        """Every event from now on. Raises TooManySubscribers beyond `max_global_subscribers`."""
+        queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
+        with self._entrance.exclusively():
+            self._forget_leavers()
+            if self._global_subscribers >= self._max_global:
+                raise TooManySubscribers(self._max_global)
+            return self._add(Subscriber(queue, Selection(), counted=True), None)
+
+    def history(self, run_id: str) -> tuple[Event, ...]:
+        """What is kept of a run, oldest first; empty for an unknown one."""
+        return self._histories.of(run_id)
+
+    def close_stream(self, run_id: str) -> None:
+        """End the run: its subscriptions end behind their last event, also those that come later.
+
+        From any thread, after what that thread published before. Publishing to the run opens it again.
+        """
+        self._entrance.enter_surely(_CloseRun(run_id))
+
+    def close(self) -> None:
+        """End every subscription behind its last event; what is published from now on is ignored."""
+        self._entrance.enter_surely(_CloseBus())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve this trio run until cancelled: what other threads publish is taken in here.
+
+        The state lives in the bus: when this task crashes and is started again, nothing is lost.
+        """
+        self._entrance.claim()
+        task_status.started()
+        await trio.sleep_forever()
+
+    def stats(self) -> BusStats:
+        """Counts of this moment; from any thread, without disturbing the bus."""
+        gone = {id(subscriber) for subscriber in tuple(self._leavers)}
+        present = [subscriber for key, subscriber in tuple(self._subscribers.items()) if key not in gone]
+        dropped = sum(subscriber.queue.dropped for subscriber in tuple(self._subscribers.values()))
+        rows = [self._subscriber_stats(subscriber) for subscriber in present]
+        return BusStats(
+            active_runs=self._histories.open_runs,
+            history_runs=len(self._histories),
+            global_subscribers=sum(subscriber.counted for subscriber in present),
+            published_total=self._head,
+            dropped_events_total=dropped + self._lost_by_leavers + self._entrance.lost_total,
+            lost_from_threads=self._entrance.lost_total,
+            queue_depths=[row["queued"] for row in rows],
+            subscribers=rows,
+            head=self._head,
+            first=self._ring.first,
+            epoch=self.epoch,
+        )
+
+    # -- what a subscription needs (`omniactors.events.subscription.Source`) ----------------------
+
+    def claim(self) -> None:
+        """Make the current trio run the one that reads; RuntimeError when one in another thread does."""
+        self._entrance.claim()
+
+    def advance(self, subscriber: Subscriber) -> None:
+        """Replay one page more, or go live when there is none."""
+        cursor = subscriber.cursor
+        if cursor is None:
+            return
+        until = self._head if subscriber.until is None else subscriber.until
+        loss = None
+        if cursor + 1 < self._ring.first and cursor < until:
+            last = min(self._ring.first - 1, until)
+            loss = Loss(last - cursor, cursor + 1, last, "evicted")
+            cursor = last
+        page = [event for event in self._ring.page(cursor, REPLAY_PAGE) if event.offset <= until]
+        subscriber.queue.replay([event for event in page if subscriber.selection.matches(event)], loss=loss)
+        cursor = page[-1].offset if page else until
+        subscriber.cursor = cursor
+        if cursor >= until:
+            subscriber.cursor = None
+            if subscriber.until is None:
+                self._attach(subscriber)
+
+    def gap_event(self, subscriber: Subscriber, loss: Loss) -> Event:
+        """The event that tells a loss; it stands at the offset of the last event that is missing."""
+        return Event(
+            run_id=subscriber.selection.run_id or "",
+            event_type=GAP,
+            data={"lost": loss.lost, "first": loss.first, "last": loss.last, "why": loss.why},
+            offset=loss.last,
+            event_id=position(self.epoch, loss.last),
+            timestamp=time.time(),
+            source=self.source,
+        )
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Forget the subscriber with the next event."""
+        self._leavers.append(subscriber)
+
+    # -- inside the entrance: one at a time, nothing here may raise --------------------------------
+
+    def _admit(self, item: _Item) -> None:
+        if self._leavers:
+            self._forget_leavers()
+        if isinstance(item, _Publish):
+            if not self._closed:
+                self._stamp(item)
+        elif isinstance(item, _CloseRun):
+            self._histories.close(item.run_id)
+            for subscriber in self._subscribers.values():
+                if subscriber.selection.run_id == item.run_id:
+                    self._end(subscriber, "run-closed")
+        else:
+            self._closed = True
+            for subscriber in self._subscribers.values():
+                self._end(subscriber, "bus-closed")
+
+    def _stamp(self, item: _Publish) -> None:
+        event = item.event
+        offset = self._head + 1
+        stamped = Event(
+            run_id=item.run_id,
+            event_type=event.event_type,
+            data=event.data,
+            offset=offset,
+            event_id=event.event_id or f"{self.epoch}-{offset}",
+            timestamp=item.timestamp,
+            source=event.source or self.source,
+        )
+        self._head = offset
+        self._ring.append(stamped)
+        self._histories.append(stamped)
+        route = self._routes.get(event.event_type)
+        for subscriber in self._route(event.event_type) if route is None else route:
+            where = subscriber.selection.where
+            if where is None or where.matches(stamped):
+                subscriber.queue.offer(stamped)
+        for subscriber in self._by_run.get(item.run_id, ()):
+            if subscriber.selection.matches(stamped):
+                subscriber.queue.offer(stamped)
+
+    def _admit_loss(self, lost: int) -> None:
+        """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""
+        if self._closed:
+            return
+        self._head += 1
+        data = {"lost": lost, "first": None, "last": None, "why": "threads"}
+        event = Event(
+            event_type=GAP,
+            data=data,
+            offset=self._head,
+            event_id=position(self.epoch, self._head),
+            timestamp=time.time(),
+            source=self.source,
+        )
+        self._ring.append(event)
+        for subscriber in self._subscribers.values():
+            if subscriber.cursor is None:
+                subscriber.queue.offer(event)
+
+    # -- subscribers -------------------------------------------------------------------------------
+
+    def _add(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
+        run_id = subscriber.selection.run_id
+        start, resumed = self._head, True
+        self._subscribers[id(subscriber)] = subscriber
+        if since is not None:
+            start, resumed = self._start_replay(subscriber, since)
+        else:
+            if run_id is not None:
+                self._histories.use(run_id)
+                history = self._histories.of(run_id)
+                start = history[0].offset - 1 if history else start
+                subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
+            self._attach(subscriber)
+        if run_id is not None and self._histories.is_closed(run_id):
+            self._end(subscriber, "run-closed")
+        if self._closed:
+            self._end(subscriber, "bus-closed")
+        return Subscription(self, subscriber, start=start, resumed=resumed)
+
+    def _start_replay(self, subscriber: Subscriber, since: tuple[str, int]) -> tuple[int, bool]:
+        """Set the subscriber to where it resumes; the offset, and whether nothing is missing behind it."""
+        epoch, offset = since
+        if epoch != self.epoch:
+            last = self._ring.first - 1
+            subscriber.cursor = last
+            subscriber.queue.replay((), loss=Loss(None, None, last, "epoch"))
+            return last, False
+        subscriber.cursor = min(offset, self._head)
+        return subscriber.cursor, offset + 1 >= self._ring.first
+
+    def _attach(self, subscriber: Subscriber) -> None:
+        run_id = subscriber.selection.run_id
+        if run_id is None:
+            self._routes.clear()
+        else:
+            self._by_run.setdefault(run_id, []).append(subscriber)
+
+    def _end(self, subscriber: Subscriber, reason: EndReason) -> None:
+        if subscriber.cursor is not None and subscriber.until is None:
+            subscriber.until = self._head
+        subscriber.queue.end(reason)
+
+    def _forget_leavers(self) -> None:
+        while self._leavers:
+            subscriber = self._leavers.popleft()
+            if self._subscribers.pop(id(subscriber), None) is None:
+                continue  # closed, and now collected too
+            self._lost_by_leavers += subscriber.queue.dropped
+            run_id = subscriber.selection.run_id
+            if run_id is None:
+                self._routes.clear()
+            elif subscriber in (of_run := self._by_run.get(run_id, [])):
+                of_run.remove(subscriber)
+                if not of_run:
+                    del self._by_run[run_id]
+
+    def _route(self, event_type: str) -> tuple[Subscriber, ...]:
+        """The live subscribers that want this type and are not of one run, remembered."""
+        route = tuple(
+            subscriber
+            for subscriber in self._subscribers.values()
+            if subscriber.cursor is None
+            and subscriber.selection.run_id is None
+            and subscriber.selection.wants_type(event_type)
+        )
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        self._routes[event_type] = route
+        return route
+
+    @property
+    def _global_subscribers(self) -> int:
+        return sum(subscriber.counted for subscriber in self._subscribers.values())
+
+    def _subscriber_stats(self, subscriber: Subscriber) -> SubscriberStats:
+        queue, selection = subscriber.queue, subscriber.selection
+        oldest = queue.oldest_offset if subscriber.cursor is None else subscriber.cursor + 1
+        return SubscriberStats(
+            run_id=selection.run_id,
+            types=None if selection.types is None else [pattern.text for pattern in selection.types],
+            delivered=queue.delivered,
+            dropped=queue.dropped,
+            queued=queue.queued,
+            capacity=queue.capacity,
+            overflow=queue.overflow,
+            lag=0 if oldest is None else max(0, self._head - oldest + 1),
+        )

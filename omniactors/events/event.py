@@ -1,0 +1,72 @@
+"""The event that watchers see: a frozen value, and the one string that names its place on a bus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import msgspec
+
+GAP = "bus.gap"
+"""The type of the event that stands where others were lost; its data is `lost, first, last, why`."""
+
+MAX_DIGITS = 18
+"""An offset of more digits is no offset: it would not fit into 64 bits."""
+
+
+class ReadOnlyDict(dict[str, Any]):
+    """A dict that refuses to change: many watchers hold the same one. Values inside it are not guarded."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("the data of an event cannot be changed; use dict(event.data) for a copy")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[ReadOnlyDict], tuple[dict[str, Any]]]:
+        return ReadOnlyDict, (dict(self),)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened: its type, its data, and the run that it belongs to ("" for none).
+
+    `event_type` is a dotted name such as `task.completed`; `data` is copied and read-only. The bus
+    fills in the rest when the event is published: `offset` (1, 2, 3 ... over the whole bus),
+    `event_id` (the position, `epoch-offset`), `timestamp` (Unix seconds), `source` (which process),
+    and `run_id` from `run_context` when it is "". Raises TypeError or ValueError when it is made
+    with an empty type or with data that is no mapping, so that publishing it cannot fail.
+    """
+
+    run_id: str = ""
+    event_type: str
+    data: Mapping[str, Any] = ReadOnlyDict()
+    offset: int = 0
+    event_id: str = ""
+    timestamp: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the two parts that callers write, and make the data read-only."""
+        if not isinstance(self.event_type, str) or not self.event_type:
+            raise ValueError(f"event_type must be a non-empty string, not {self.event_type!r}")
+        if not isinstance(self.run_id, str):
+            raise TypeError(f"run_id must be a string, not {type(self.run_id).__name__}")
+        if type(self.data) is not ReadOnlyDict:
+            if not isinstance(self.data, Mapping):
+                raise TypeError(f"data must be a mapping, not {type(self.data).__name__}")
+            msgspec.structs.force_setattr(self, "data", ReadOnlyDict(self.data))
+
+
+def position(epoch: str, offset: int) -> str:
+    """The place of an event as one string; `epoch` names one bus object in one process."""
+    return f"{epoch}-{offset}"
+
+
+def parse_position(text: str) -> tuple[str, int]:
+    """Epoch and offset of a position; raises ValueError when the text is none."""
+    epoch, dash, digits = text.rpartition("-")
+    if not dash or not epoch or not (digits.isascii() and digits.isdigit()) or len(digits) > MAX_DIGITS:
+        raise ValueError(f"a position looks like 'epoch-offset', not {text!r}")
+    return epoch, int(digits)

@@ -1,0 +1,126 @@
+"""Retention: which past events a bus still knows, by count and size over all, and per run.
+
+Pure. The ring serves a resume from a position, the histories a late comer to one run.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omniactors.events.event import Event
+
+MAX_CLOSED_RUNS = 10_000
+"""So many ended runs are remembered as ended; one beyond that is empty and live like any unknown run."""
+
+_EVENT_BYTES = 400
+"""About what an event occupies without its values."""
+_VALUE_BYTES = 64
+"""About what one value, or one element of a container, occupies."""
+
+
+class Ring:
+    """The newest events of a bus, at most `max_events` of them and about `max_bytes`; the newest always stays.
+
+    Offsets run without gaps, so an event's slot follows from its offset: a reader in the middle
+    finds its place in O(1), which a deque does not give.
+    """
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._slots: list[Event | None] = [None] * max_events
+        self._sizes = [0] * max_events
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self.first = 1
+        self.next = 1
+
+    def __len__(self) -> int:
+        return self.next - self.first
+
+    def append(self, event: Event) -> None:
+        """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
+        slots = len(self._slots)
+        size = approximate_size(event)
+        while self.first < self.next and (len(self) == slots or self._bytes + size > self._max_bytes):
+            oldest = self.first % slots
+            self._slots[oldest] = None
+            self._bytes -= self._sizes[oldest]
+            self.first += 1
+        slot = event.offset % slots
+        self._slots[slot] = event
+        self._sizes[slot] = size
+        self._bytes += size
+        self.next = event.offset + 1
+
+    def page(self, after: int, limit: int) -> list[Event]:
+        """At most `limit` events in order, from the first kept one behind offset `after`."""
+        start = max(after + 1, self.first)
+        stop = min(start + limit, self.next)
+        slots = len(self._slots)
+        found = (self._slots[offset % slots] for offset in range(start, stop))
+        return [event for event in found if event is not None]
+
+
+class Histories:
+    """The newest events of every run, for `max_runs` runs by least recent use, and which runs have ended."""
+
+    def __init__(self, per_run: int, max_runs: int) -> None:
+        self._per_run = per_run
+        self._max_runs = max_runs
+        self._runs: OrderedDict[str, deque[Event]] = OrderedDict()
+        self._closed: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @property
+    def open_runs(self) -> int:
+        """How many of the runs that have a history have not ended."""
+        return sum(run_id not in self._closed for run_id in tuple(self._runs))
+
+    def append(self, event: Event) -> None:
+        """Keep the event in its run; a run that had ended is open again."""
+        run_id = event.run_id
+        events = self._runs.get(run_id)
+        if events is None:
+            self._runs[run_id] = events = deque(maxlen=self._per_run)
+            if len(self._runs) > self._max_runs:
+                self._runs.popitem(last=False)
+        else:
+            self._runs.move_to_end(run_id)
+        events.append(event)
+        if self._closed:
+            self._closed.pop(run_id, None)
+
+    def use(self, run_id: str) -> None:
+        """Count the run as used now, so that others are let go before it."""
+        if run_id in self._runs:
+            self._runs.move_to_end(run_id)
+
+    def of(self, run_id: str) -> tuple[Event, ...]:
+        """What is kept of a run, oldest first."""
+        return tuple(self._runs.get(run_id, ()))
+
+    def close(self, run_id: str) -> None:
+        """Remember that the run has ended."""
+        self._closed[run_id] = None
+        self._closed.move_to_end(run_id)
+        if len(self._closed) > MAX_CLOSED_RUNS:
+            self._closed.popitem(last=False)
+
+    def is_closed(self, run_id: str) -> bool:
+        """Whether the run is known to have ended."""
+        return run_id in self._closed
+
+
+def approximate_size(event: Event) -> int:
+    """Bytes that an event occupies, about: texts and containers count by their length, one level deep."""
+    size = _EVENT_BYTES
+    for value in event.data.values():
+        if isinstance(value, str | bytes):
+            size += len(value)
+        elif isinstance(value, dict | list | tuple):
+            size += len(value) * _VALUE_BYTES
+        size += _VALUE_BYTES
+    return size

@@ -1,0 +1,1 @@
+"""Operations: what one can ask of a system and do to it."""

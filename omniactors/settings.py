@@ -1,0 +1,306 @@
+"""Settings rule: what a system runs with, from arguments, environment, `.env` and defaults, in this order.
+
+Pure but for `read_settings`, which reads the environment and the file. No value is ever corrected
+or replaced in silence: what is not allowed is a SettingsError that names the setting and what is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+from collections import ChainMap
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+from urllib.parse import quote, unquote, urlsplit
+
+from omniactors.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Synchronous = Literal["full", "normal"]
+
+DEFAULT_FILE = ".omniactors/omniactors.db"
+"""The embedded store, relative to the working directory."""
+
+DAY = 86_400.0
+
+MAX_PORT = 65_535
+
+KNOWN = (
+    "OMNIACTORS_DEDUPE_WINDOW",
+    "OMNIACTORS_GRACE",
+    "OMNIACTORS_LISTEN",
+    "OMNIACTORS_PREFIX",
+    "OMNIACTORS_RESULT_TTL",
+    "OMNIACTORS_SYNCHRONOUS",
+    "OMNIACTORS_TOKEN",
+    "OMNIACTORS_URL",
+)
+"""Every OMNIACTORS_ variable there is; any other is refused."""
+
+STORES = ("json", "redis", "sqlite")
+"""What STORAGE_BACKEND may name."""
+
+_INSTEAD = "use sqlite:///FILE, which several processes of one machine share, or memory://"
+_PREFIX = re.compile(r"[A-Za-z0-9_.{}-]*")
+_DOTENV_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+
+
+@dataclass(frozen=True)
+class MemoryUrl:
+    """A store in the memory of this process, gone with it."""
+
+    def __str__(self) -> str:
+        return "memory://"
+
+
+@dataclass(frozen=True)
+class SqliteUrl:
+    """A store in the file at `path`, which is absolute."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        name = re.sub("[%?#]", lambda match: quote(match[0]), str(self.path))
+        return f"sqlite:///{name}"
+
+
+BackendUrl = MemoryUrl | SqliteUrl
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port to listen on; port 0 is any free one. IPv6 hosts are held without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a system runs with. Times are in seconds.
+
+    `chosen_by` names the setting that chose the backend. `grace` is how long running tasks may take
+    to finish at a stop, `result_ttl` how long a result is kept, `dedupe_window` how long a given
+    event id is remembered. `synchronous` is SQLite's: "full" survives a power cut, "normal" a crash
+    of the process.
+    """
+
+    backend: BackendUrl
+    chosen_by: str = "the default"
+    prefix: str = ""
+    token: str | None = field(default=None, repr=False)
+    listen: Address | None = None
+    grace: float = 30.0
+    result_ttl: float = DAY
+    dedupe_window: float = DAY
+    synchronous: Synchronous = "full"
+
+    def describe(self) -> str:
+        """One line: the store with its absolute path, who chose it, and what is not the default; no secrets."""
+        parts = [f"{self.backend} (from {self.chosen_by})"]
+        if self.prefix:
+            parts.append(f"prefix {self.prefix!r}")
+        if self.listen is not None:
+            parts.append(f"listen {self.listen}")
+        if self.token is not None:
+            parts.append("with a token")
+        if self.synchronous != "full":
+            parts.append(f"synchronous {self.synchronous}")
+        return ", ".join(parts)
+
+    def with_gateway(self, *, listen: str | None, token: str | None) -> Settings:
+        """These settings with what the command line said about the gateway, where it said something."""
+        address = self.listen if listen is None else parse_address(listen, "--listen")
+        return replace(self, listen=address, token=self.token if token is None else _token(token, "--token"))
+
+
+def read_settings(url: str | None = None, *, folder: Path | None = None) -> Settings:
+    """The settings of a process that runs in `folder` (default: the working directory).
+
+    Reads the environment and `.env` in that folder; raises SettingsError.
+    """
+    folder = Path.cwd() if folder is None else folder
+    try:
+        text = (folder / ".env").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{folder / '.env'} cannot be read: {error}") from error
+    return choose_settings(url, environ=os.environ, dotenv=text, folder=folder)
+
+
+def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str, folder: Path) -> Settings:
+    """The settings that `url` (the argument), the environment and the text of `.env` give together.
+
+    Relative paths start at `folder`. An empty value counts as unset. Raises SettingsError.
+    """
+    merged = ChainMap(dict(environ), parse_dotenv(dotenv))
+    _refuse_unknown(merged)
+    values = {name: value.strip() for name, value in merged.items() if value.strip()}
+    backend, chosen_by = _backend(url, values, folder)
+    listen = values.get("OMNIACTORS_LISTEN")
+    token = values.get("OMNIACTORS_TOKEN")
+    return Settings(
+        backend=backend,
+        chosen_by=chosen_by,
+        prefix=_prefix(values.get("OMNIACTORS_PREFIX", "")),
+        token=None if token is None else _token(token, "OMNIACTORS_TOKEN"),
+        listen=None if listen is None else parse_address(listen, "OMNIACTORS_LISTEN"),
+        grace=_seconds(values, "OMNIACTORS_GRACE", 30.0),
+        result_ttl=_seconds(values, "OMNIACTORS_RESULT_TTL", DAY),
+        dedupe_window=_seconds(values, "OMNIACTORS_DEDUPE_WINDOW", DAY),
+        synchronous=_synchronous(values.get("OMNIACTORS_SYNCHRONOUS", "full")),
+    )
+
+
+def parse_dotenv(text: str) -> dict[str, str]:
+    """The variables in the text of a `.env` file; a later line wins.
+
+    Blank lines, comments, `export` and quotes around a value are understood; nothing is expanded.
+    Raises SettingsError, with the number of the line but not its text, which may be a secret.
+    """
+    values = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _DOTENV_LINE.fullmatch(line)
+        if match is None:
+            raise SettingsError(f".env line {number} is not NAME=value")
+        values[match[1]] = _unquote(match[2])
+    return values
+
+
+def parse_backend_url(text: str, *, folder: Path, setting: str = "the URL") -> BackendUrl:
+    """The store that `text` names; relative files start at `folder`. Raises SettingsError."""
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise SettingsError(f"{setting} is no URL: {error}") from error
+    match parts.scheme:
+        case "memory":
+            if text != "memory://":
+                raise SettingsError(f"{setting}: a store in memory is written memory://, not {text!r}")
+            return MemoryUrl()
+        case "sqlite":
+            return _sqlite_url(text, folder, setting)
+        case "redis" | "rediss" | "unix":
+            raise SettingsError(f"{setting} names a Redis server, which is not built yet: {_INSTEAD}")
+    # What is no URL may still hold a password, so only its scheme is shown.
+    shown = f"{parts.scheme}://" if "://" in text else "a value without scheme"
+    raise SettingsError(f"{setting} must begin with sqlite:///, memory:// or redis://, and is {shown}")
+
+
+def parse_address(text: str, setting: str) -> Address:
+    """HOST:PORT, with an IPv6 host in brackets; raises SettingsError."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text)
+    port = int(match[3]) if match else -1
+    if match is None or not 0 <= port <= MAX_PORT:
+        raise SettingsError(f"{setting} must be HOST:PORT with a port from 0 to 65535, not {text!r}")
+    return Address(match[1] or match[2], port)
+
+
+def _backend(url: str | None, values: Mapping[str, str], folder: Path) -> tuple[BackendUrl, str]:
+    """The store, and who chose it: argument, OMNIACTORS_URL, STORAGE_BACKEND, REDIS_URL, default."""
+    if url is not None:
+        return parse_backend_url(url, folder=folder), "the argument"
+    if named := values.get("OMNIACTORS_URL"):
+        return parse_backend_url(named, folder=folder, setting="OMNIACTORS_URL"), "OMNIACTORS_URL"
+    default = SqliteUrl(_absolute(folder, DEFAULT_FILE))
+    match values.get("STORAGE_BACKEND"):
+        case "sqlite":
+            return default, "STORAGE_BACKEND"
+        case "json":
+            raise SettingsError(f"STORAGE_BACKEND=json is not built yet: {_INSTEAD}")
+        case "redis":
+            raise SettingsError(f"STORAGE_BACKEND=redis is not built yet: {_INSTEAD}")
+        case str(other):
+            raise SettingsError(f"STORAGE_BACKEND must be one of {', '.join(STORES)}, not {other!r}")
+    if "JSON_STORAGE_DIR" in values:
+        raise SettingsError(f"JSON_STORAGE_DIR is set, but JSON files are not built yet: {_INSTEAD}")
+    if redis := values.get("REDIS_URL"):
+        return parse_backend_url(redis, folder=folder, setting="REDIS_URL"), "REDIS_URL"
+    return default, "the default"
+
+
+def _sqlite_url(text: str, folder: Path, setting: str) -> SqliteUrl:
+    match = re.fullmatch(r"sqlite:///([^?#]+)", text)
+    if match is None:
+        raise SettingsError(f"{setting} must be sqlite:///FILE or sqlite:////ABSOLUTE/FILE, not {text!r}")
+    name = unquote(match[1])
+    if name == ":memory:" or "\0" in name:
+        raise SettingsError(f"{setting}: {text!r} names no file; a store in memory is written memory://")
+    return SqliteUrl(_absolute(folder, name))
+
+
+def _absolute(folder: Path, name: str) -> Path:
+    # normpath, not resolve(): it asks no file system, and a link keeps the name its owner gave it.
+    return Path(os.path.normpath(folder / name))
+
+
+def _refuse_unknown(values: Mapping[str, str]) -> None:
+    for name in sorted(values):
+        if name.startswith("OMNIACTORS_") and name not in KNOWN:
+            close = difflib.get_close_matches(name, KNOWN, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise SettingsError(f"{name} is no setting; {hint}There are {', '.join(KNOWN)}")
+
+
+def _seconds(values: Mapping[str, str], setting: str, default: float) -> float:
+    text = values.get(setting)
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise SettingsError(f"{setting} must be a number of seconds of at least 0, not {text!r}")
+    return seconds
+
+
+def _synchronous(text: str) -> Synchronous:
+    for allowed in get_args(Synchronous):
+        if text.lower() == allowed:
+            return "full" if allowed == "full" else "normal"
+    raise SettingsError(f"OMNIACTORS_SYNCHRONOUS must be one of {', '.join(get_args(Synchronous))}, not {text!r}")
+
+
+def _prefix(text: str) -> str:
+    if _PREFIX.fullmatch(text) is None:
+        raise SettingsError(f"OMNIACTORS_PREFIX may hold letters, digits and _ . - {{ }}, not {text!r}")
+    return text
+
+
+def _token(text: str, setting: str) -> str:
+    """The token; it travels in an HTTP header, so it is visible ASCII. Its value is never shown."""
+    if not text or not all("!" <= char <= "~" for char in text):
+        raise SettingsError(f"{setting} must be visible ASCII characters without blanks")
+    return text
+
+
+def _unquote(value: str) -> str:
+    for mark in ("'", '"'):
+        if value.startswith(mark):
+            end = value.find(mark, 1)
+            return value[1:end] if end > 0 else value
+    return re.sub(r"\s+#.*", "", value)

@@ -1,0 +1,1 @@
+"""Durable streams: the envelope, the settlement, the backend protocol and its implementations."""

@@ -1,0 +1,223 @@
+"""The envelope: what an event is, how it is written to a stream, and how it is read back.
+
+Pure. The wire form is one flat JSON object; it is what OmniDaemon writes and reads, so that both
+can work on one stream. Fields that we do not know stay in the stored body, which is never
+re-encoded: only settling an event removes it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from omniactors.errors import ContentError, EntryError, EnvelopeError
+
+Content = TypeVar("Content")
+
+INTERNAL_PREFIX = "omni."
+"""Topics that begin so belong to the runtime itself, as the webhooks' one."""
+
+
+class PayloadBase(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
+    """What is to be done: `content`, any JSON value, and where its result goes.
+
+    `webhook` is a URL that gets the result by POST, `reply_to` the topic of the reply.
+    """
+
+    content: Content
+    webhook: str | None = None
+    reply_to: str | None = None
+
+    def __post_init__(self) -> None:
+        """Strip `reply_to`; raises EnvelopeError when it is no topic, or `webhook` no HTTP address."""
+        if self.webhook is not None:
+            check_webhook(self.webhook)
+        if self.reply_to is not None:
+            msgspec.structs.force_setattr(self, "reply_to", check_topic(self.reply_to, internal=True))
+
+
+class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
+    """One event: a payload on its way to a topic, with the ids that tie it to others.
+
+    `id` is the task id everywhere. `created_at` is in Unix seconds. `delivery_attempts` counts
+    from 1. Raises EnvelopeError (a ValueError) when made with an empty or reserved topic.
+    """
+
+    topic: str
+    payload: PayloadBase[Content]
+    id: str = msgspec.field(default_factory=lambda: str(uuid.uuid4()))
+    tenant_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    source: str | None = None
+    created_at: float = msgspec.field(default_factory=time.time)
+    delivery_attempts: int = 1
+
+    def __post_init__(self) -> None:
+        """Strip the topic and check what a type cannot say; raises EnvelopeError."""
+        msgspec.structs.force_setattr(self, "topic", check_topic(self.topic, internal=True))
+        if not isinstance(self.payload, PayloadBase):
+            raise EnvelopeError(f"payload must be a PayloadBase, not {type(self.payload).__name__}")
+        if not isinstance(self.id, str) or not self.id.strip():
+            raise EnvelopeError(f"id must be a non-empty string, not {self.id!r}")
+        for name in ("tenant_id", "correlation_id", "causation_id", "source"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise EnvelopeError(f"{name} must be a string or None, not {value!r}")
+        if isinstance(self.created_at, bool) or not isinstance(self.created_at, int | float):
+            raise EnvelopeError(f"created_at must be a number of Unix seconds, not {self.created_at!r}")
+        attempts = self.delivery_attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+            raise EnvelopeError(f"delivery_attempts must be at least 1, not {self.delivery_attempts!r}")
+
+
+class WireEvent(msgspec.Struct, Generic[Content], kw_only=True):
+    """An event as it stands in a stream. The field names and their order are fixed."""
+
+    content: Content
+    webhook: str | None = None
+    reply_to: str | None = None
+    topic: str | None = None
+    task_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    source: str | None = None
+    tenant_id: str | None = None
+    delivery_attempts: int = 1
+    created_at: float = 0.0
+
+
+def check_topic(topic: object, *, internal: bool = False) -> str:
+    """The topic without blanks around it; raises EnvelopeError when it is empty or reserved.
+
+    `internal=True` admits the runtime's own topics.
+    """
+    if not isinstance(topic, str) or not topic.strip():
+        raise EnvelopeError(f"Topic must be a non-empty string, not {topic!r}")
+    topic = topic.strip()
+    if topic.startswith("omni-dlq:") or ":dlq" in topic:
+        raise EnvelopeError(f"Topic must not contain 'dlq' (reserved for dead letters): {topic!r}")
+    if topic.startswith(INTERNAL_PREFIX) and not internal:
+        raise EnvelopeError(f"Topic must not begin with {INTERNAL_PREFIX!r} (reserved): {topic!r}")
+    if any(ord(char) < ord(" ") for char in topic):
+        raise EnvelopeError(f"Topic must not hold control characters: {topic!r}")
+    return topic
+
+
+def check_webhook(url: object) -> None:
+    """Raise EnvelopeError unless `url` is an http or https URL with a host."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EnvelopeError(f"webhook must be an http:// or https:// URL, not {url!r}")
+
+
+def check_content(value: object, path: str = "$") -> None:
+    """Raise ContentError, with the path, where `value` is not a JSON value.
+
+    JSON here is str, int, float, bool, None, dict with string keys, list and tuple. NaN and the
+    infinities are none (RFC 8259, section 6).
+    """
+    try:
+        _check(value, path)
+    except RecursionError:
+        raise ContentError(path, "it is nested too deeply, or holds itself") from None
+
+
+def _check(value: object, path: str) -> None:
+    kind = type(value)
+    if kind is str or kind is bool or value is None or kind is int:
+        return
+    if kind is dict or isinstance(value, dict):
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if not isinstance(key, str):
+                raise ContentError(path, f"the key {key!r} is a {type(key).__name__}, and keys are strings")
+            _check(item, f"{path}.{key}")
+    elif kind is list or kind is tuple:
+        for index, item in enumerate(value):  # type: ignore[arg-type]
+            _check(item, f"{path}[{index}]")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ContentError(path, f"{value!r} has no form in JSON")
+    else:
+        _check_subclass(value, path)
+
+
+def _check_subclass(value: object, path: str) -> None:
+    if isinstance(value, str | int):
+        return
+    if isinstance(value, list | tuple):
+        _check(list(value), path)
+        return
+    raise ContentError(path, f"{kind_name(value)} is no JSON value (msgspec.to_builtins makes one of a struct)")
+
+
+def kind_name(value: object) -> str:
+    """The name of the value's type, with an article."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def encode_json(value: object) -> bytes:
+    """`value` as JSON; raises ContentError for what only shows when it is written (lone surrogates)."""
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError) as error:
+        raise ContentError("$", str(error)) from None
+
+
+def encode_event(envelope: EventEnvelope[Any]) -> bytes:
+    """The envelope as it is written to a stream; raises ContentError when its content is no JSON."""
+    payload = envelope.payload
+    check_content(payload.content)
+    return encode_json(
+        WireEvent(
+            content=payload.content,
+            webhook=payload.webhook,
+            reply_to=payload.reply_to,
+            topic=envelope.topic,
+            task_id=envelope.id,
+            correlation_id=envelope.correlation_id,
+            causation_id=envelope.causation_id,
+            source=envelope.source,
+            tenant_id=envelope.tenant_id,
+            delivery_attempts=envelope.delivery_attempts,
+            created_at=envelope.created_at,
+        )
+    )
+
+
+class EventDecoder(Generic[Content]):
+    """Reads stored bodies whose content has one type; made once per agent, used per event."""
+
+    def __init__(self, content_type: Any = Any) -> None:  # noqa: ANN401 -- any type form that msgspec reads
+        self._decoder = msgspec.json.Decoder(WireEvent[content_type])
+
+    def decode(self, body: bytes, *, topic: str, entry_id: str, attempts: int) -> EventEnvelope[Content]:
+        """The event in `body`, for its try number `attempts`; raises EntryError with the reason.
+
+        What the body leaves out is filled in: the topic of its stream, and an id made from the
+        entry's, so that it is the same at every delivery.
+        """
+        try:
+            wire: WireEvent[Content] = self._decoder.decode(body)
+            return EventEnvelope(
+                topic=wire.topic or topic,
+                payload=PayloadBase(content=wire.content, webhook=wire.webhook, reply_to=wire.reply_to or None),
+                id=wire.task_id or f"{topic}:{entry_id}",
+                tenant_id=wire.tenant_id,
+                correlation_id=wire.correlation_id,
+                causation_id=wire.causation_id,
+                source=wire.source,
+                created_at=wire.created_at,
+                delivery_attempts=attempts,
+            )
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, EnvelopeError) as error:
+            raise EntryError(f"the entry is no event that this agent can read: {error}") from error

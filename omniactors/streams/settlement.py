@@ -1,0 +1,257 @@
+"""Settlement rule: what is written when an event is done, whichever way it ended.
+
+Pure: `settle()` takes the event, its outcome and the policy, and returns one `Settlement`, which a
+backend carries out in one atomic write. Times are relative (seconds from now), since the clock is
+the backend's; chance comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from omniactors.backoff import Backoff
+from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_content, encode_event, encode_json
+
+RESULT_TTL = 86_400.0
+"""Seconds a result is kept: a day, as OmniDaemon keeps it."""
+
+WEBHOOK_TOPIC = "omni.webhook"
+"""The internal topic whose events are posted by the webhook agent."""
+
+DeadReason = Literal["handler-error", "timeout", "rejected", "decode", "crash-loop"]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """At most `max_attempts` tries of one event (the first included), `backoff` between them."""
+
+    max_attempts: int = 4
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def __post_init__(self) -> None:
+        """Refuse a policy without a first try; raises ValueError."""
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise ValueError(f"RetryPolicy.max_attempts must be an integer of at least 1, not {self.max_attempts!r}")
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An exception as data: its type's name, its message, its traceback as text."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored of a finished task, one per agent. `processed_at` is in Unix seconds."""
+
+    task_id: str
+    topic: str
+    agent: str
+    status: Literal["success", "failed"]
+    result: Any = None
+    error: str | None = None
+    attempts: int = 1
+    processed_at: float = 0.0
+    correlation_id: str | None = None
+    tenant_id: str | None = None
+
+
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """One event ready to be appended: encoded once, here.
+
+    `dedupe=True` marks an id that was given or derived, to be remembered for the dedupe window.
+    """
+
+    topic: str
+    task_id: str
+    body: bytes
+    dedupe: bool = False
+
+
+class Dead(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an entry goes to the dead letters."""
+
+    reason: DeadReason
+    error: ErrorInfo
+    attempts: int
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """The entry comes back after `after` seconds with `attempts` tries behind it."""
+
+    after: float
+    attempts: int
+
+
+class EntryKey(msgspec.Struct, frozen=True):
+    """Names one delivery to one group: stream, agent (the group's name within the topic), entry id."""
+
+    topic: str
+    agent: str
+    entry_id: str
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one event's end writes, in one atomic write, and only if its entry is still ours.
+
+    With `retry` set the entry stays and nothing else is; otherwise it is acknowledged. `result`
+    leaves `processed_at` to the backend's clock when it is 0, and lives `result_ttl` seconds.
+    """
+
+    key: EntryKey
+    result: ResultRecord | None = None
+    result_ttl: float = RESULT_TTL
+    publications: tuple[Publication, ...] = ()
+    dead: Dead | None = None
+    retry: Retry | None = None
+
+
+class Succeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """The handler returned `value`; `published` is what it published on the way.
+
+    `reply_to` is the next stage it named with `Reply`, or None.
+    """
+
+    value: Any = None
+    reply_to: str | None = None
+    published: tuple[Publication, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """The handler raised. `final` forbids a retry; `retry_after` sets its delay in seconds."""
+
+    error: ErrorInfo
+    reason: DeadReason = "handler-error"
+    final: bool = False
+    retry_after: float | None = None
+
+
+Outcome = Succeeded | Failed
+
+
+def derived_id(task_id: str, agent: str, part: str) -> str:
+    """An id that is the same at every try of one event by one agent, so that a repeat is seen."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}\0{agent}\0{part}"))
+
+
+def follow_up(cause: EventEnvelope[Any], topic: str, content: object, *, event_id: str) -> EventEnvelope[Any]:
+    """An event that follows from `cause`: it carries correlation, causation and tenant along."""
+    return EventEnvelope(
+        topic=topic,
+        payload=PayloadBase(content=content),
+        id=event_id,
+        tenant_id=cause.tenant_id,
+        correlation_id=cause.correlation_id,
+        causation_id=cause.id,
+        source=cause.source,
+    )
+
+
+def settle(  # noqa: PLR0913 -- the inputs of the rule, each with its name
+    key: EntryKey,
+    envelope: EventEnvelope[Any],
+    outcome: Outcome,
+    policy: RetryPolicy,
+    *,
+    now: float,
+    random: float,
+    reply_to: str | None = None,
+    result_ttl: float = RESULT_TTL,
+) -> Settlement:
+    """What to write for `outcome`, the end of try number `envelope.delivery_attempts`.
+
+    `now` (Unix seconds) stamps the records, `random` is drawn from [0, 1), `reply_to` is the
+    agent's own default, `result_ttl` (seconds) how long the result is kept. Raises ContentError when the result or a reply is no JSON value.
+    """
+    if isinstance(outcome, Failed):
+        settlement = _settle_failure(key, envelope, outcome, policy, now=now, random=random)
+        return msgspec.structs.replace(settlement, result_ttl=result_ttl)
+    check_content(outcome.value)
+    # Encoded here and now: the handler may go on to change the object it returned.
+    value = msgspec.Raw(encode_json(outcome.value))
+    record = _record(key, envelope, status="success", result=value, now=now)
+    replies = _replies(key, envelope, outcome, reply_to)
+    return Settlement(
+        key=key,
+        result=record,
+        result_ttl=result_ttl,
+        publications=(*outcome.published, *replies, *_webhook(envelope, record, outcome.value)),
+    )
+
+
+def dead_letter(key: EntryKey, dead: Dead, envelope: EventEnvelope[Any] | None, *, now: float) -> Settlement:
+    """The settlement of an entry that ends in the dead letters.
+
+    With an envelope its watchers are told: a failed result and the webhook. An entry that could
+    not be read has neither.
+    """
+    if envelope is None:
+        return Settlement(key=key, dead=dead)
+    record = _record(key, envelope, status="failed", error=dead.error.message, now=now, attempts=dead.attempts)
+    return Settlement(key=key, result=record, dead=dead, publications=_webhook(envelope, record, None))
+
+
+def _settle_failure(
+    key: EntryKey, envelope: EventEnvelope[Any], outcome: Failed, policy: RetryPolicy, *, now: float, random: float
+) -> Settlement:
+    attempts = envelope.delivery_attempts
+    if outcome.final or attempts >= policy.max_attempts:
+        return dead_letter(key, Dead(reason=outcome.reason, error=outcome.error, attempts=attempts), envelope, now=now)
+    after = outcome.retry_after if outcome.retry_after is not None else policy.backoff.delay(attempts, random)
+    return Settlement(key=key, retry=Retry(after=after, attempts=attempts))
+
+
+def _record(
+    key: EntryKey,
+    envelope: EventEnvelope[Any],
+    *,
+    status: Literal["success", "failed"],
+    now: float,
+    result: object = None,
+    error: str | None = None,
+    attempts: int | None = None,
+) -> ResultRecord:
+    return ResultRecord(
+        task_id=envelope.id,
+        topic=key.topic,
+        agent=key.agent,
+        status=status,
+        result=result,
+        error=error,
+        attempts=envelope.delivery_attempts if attempts is None else attempts,
+        processed_at=now,
+        correlation_id=envelope.correlation_id,
+        tenant_id=envelope.tenant_id,
+    )
+
+
+def _replies(
+    key: EntryKey, envelope: EventEnvelope[Any], outcome: Succeeded, default: str | None
+) -> tuple[Publication, ...]:
+    """The automatic reply, unless there is nowhere to send it or the handler replied by itself."""
+    target = outcome.reply_to or envelope.payload.reply_to or default
+    if target is None or any(event.topic == target for event in outcome.published):
+        return ()
+    event_id = derived_id(envelope.id, key.agent, "reply")
+    return (to_publication(follow_up(envelope, target, outcome.value, event_id=event_id), dedupe=True),)
+
+
+def to_publication(event: EventEnvelope[Any], *, dedupe: bool) -> Publication:
+    """The event, encoded; raises ContentError when its content is no JSON value."""
+    return Publication(topic=event.topic, task_id=event.id, body=encode_event(event), dedupe=dedupe)
+
+
+def _webhook(envelope: EventEnvelope[Any], record: ResultRecord, result: object) -> tuple[Publication, ...]:
+    """The webhook as an event of its own, for the agent that posts them."""
+    url = envelope.payload.webhook
+    if url is None:
+        return ()
+    body = msgspec.to_builtins(msgspec.structs.replace(record, result=None)) | {"result": result}
+    event_id = derived_id(envelope.id, record.agent, f"webhook-{record.status}")
+    event = follow_up(envelope, WEBHOOK_TOPIC, {"url": url, "body": body}, event_id=event_id)
+    return (to_publication(event, dedupe=True),)

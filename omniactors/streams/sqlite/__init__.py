@@ -1,0 +1,1 @@
+"""The embedded backend: one SQLite file that several processes may use at once."""

@@ -1,0 +1,154 @@
+"""`SqliteBackend`: the backend protocol over one SQLite file, or over memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from omniactors.streams.sqlite import operations
+from omniactors.streams.sqlite.store import StoreSettings
+from omniactors.streams.sqlite.work import (
+    Fetch,
+    Publish,
+    Read,
+    Register,
+    Release,
+    Results,
+    Runtimes,
+    Settle,
+    Unregister,
+    Watch,
+    Write,
+)
+from omniactors.streams.sqlite.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omniactors.streams.backend import (
+        AgentRecord,
+        DeadLetter,
+        Fetched,
+        Published,
+        RuntimeRecord,
+        StreamInfo,
+        Want,
+    )
+    from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+
+class SqliteBackend:
+    """A `Backend` over the file `path`, which several processes may use at once; None is memory.
+
+    Opens nothing until first use, and makes the folder then. With `synchronous="FULL"` what was
+    acknowledged survives a loss of power, with "NORMAL" the end of the process. An id is
+    remembered for `dedupe_window` seconds. A call waits at most `lock_wait` seconds for another
+    process and raises BackendBusy then. What is in memory is gone after `close()`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        synchronous: Synchronous = "FULL",
+        dedupe_window: float = 86_400.0,
+        lock_wait: float = 30.0,
+    ) -> None:
+        if synchronous not in {"FULL", "NORMAL"}:
+            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+        for name, value in (("dedupe_window", dedupe_window), ("lock_wait", lock_wait)):
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+        self._path = None if path is None else Path(path).absolute()
+        self._writer = Writer(
+            StoreSettings(path=self._path, synchronous=synchronous, dedupe_window=dedupe_window, lock_wait=lock_wait)
+        )
+
+    def __repr__(self) -> str:
+        return f"<SqliteBackend {self.location}>"
+
+    @property
+    def location(self) -> str:
+        """`sqlite:///` and the absolute path, or `memory://`."""
+        return "memory://" if self._path is None else f"sqlite:///{self._path.as_posix()}"
+
+    async def publish(self, publications: Sequence[Publication]) -> list[Published]:
+        """Append all of them in one transaction; durable when it returns."""
+        return await self._writer.call(Publish(tuple(publications)))
+
+    async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Create groups (topic, agent) at the start of their streams."""
+        groups = tuple(groups)
+        topics = frozenset(topic for topic, _ in groups)
+        await self._writer.call(Write(lambda connection, _: operations.create_groups(connection, groups), topics))
+
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a consumer until cancelled; raises BackendError when this backend is one already."""
+        consumer = await self._writer.call(Register())
+        try:
+            task_status.started(consumer)
+            await trio.sleep_forever()
+        finally:
+            # Bounded by the thread, which waits for the file lock a few seconds at most.
+            with trio.CancelScope(shield=True):
+                await self._writer.call(Unregister())
+
+    async def announce(self, gateway: str | None) -> None:
+        """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
+        await self._writer.call(Write(lambda connection, scene: operations.announce(connection, gateway, scene)))
+
+    async def runtimes(self) -> list[RuntimeRecord]:
+        """The runtimes that are alive now, oldest first."""
+        return await self._writer.call(Runtimes())
+
+    async def fetch(self, wants: Sequence[Want]) -> Fetched:
+        """Take entries; raises BackendError when this backend does not serve."""
+        return await self._writer.call(Fetch(tuple(wants)))
+
+    async def wait(self, topics: Sequence[str], position: int) -> None:
+        """Return when something may have changed in `topics` since the fetch that gave `position`."""
+        await self._writer.call(Watch(frozenset(topics), position))
+
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Carry out each settlement whole or not at all."""
+        return await self._writer.call(Settle(tuple(settlements)))
+
+    async def release(self, keys: Sequence[EntryKey]) -> None:
+        """Give entries back to their groups at once."""
+        await self._writer.call(Release(tuple(keys)))
+
+    async def get_results(self, task_id: str) -> list[ResultRecord]:
+        """The unexpired results of a task, oldest first, one per agent."""
+        return await self._writer.call(Results(task_id))
+
+    async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
+        """As `get_results`, as soon as there are more than `known`."""
+        return await self._writer.call(Results(task_id, at_least=known + 1))
+
+    async def dead_letters(self, topic: str, *, limit: int) -> list[DeadLetter]:
+        """The newest dead letters of a topic's groups, newest first."""
+        return await self._writer.call(
+            Read(lambda connection, _: operations.read_dead_letters(connection, topic, limit))
+        )
+
+    async def streams(self) -> list[StreamInfo]:
+        """Every stream that has entries, groups or dead letters, by topic."""
+        return await self._writer.call(Read(operations.read_streams))
+
+    async def save_agents(self, agents: Sequence[AgentRecord]) -> None:
+        """Register agents; one that exists keeps its `created_at`."""
+        agents = tuple(agents)
+        await self._writer.call(Write(lambda connection, scene: operations.save_agents(connection, agents, scene)))
+
+    async def list_agents(self) -> list[AgentRecord]:
+        """The registered agents, by topic and name."""
+        return await self._writer.call(Read(lambda connection, _: operations.read_agents(connection)))
+
+    async def close(self) -> None:
+        """Finish what was accepted and close the file; the next call opens it again."""
+        await self._writer.close()

@@ -1,0 +1,207 @@
+"""File locks: one process writes at a time, and a consumer's lease is freed by the kernel when it dies.
+
+The only module that knows how a system locks files (`flock`; on Windows `msvcrt`). A lock belongs
+to the open file, not to the process, so two backends of one process exclude each other as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from omniactors.errors import BackendBusy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _FAR = 1 << 30
+    """Windows forbids reading what is locked; this byte is beyond anything that we write."""
+
+    def _try_lock(fd: int) -> bool:
+        os.lseek(fd, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _wait_lock(fd: int) -> None:
+        while not _try_lock(fd):
+            time.sleep(0.001)
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, _FAR, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _wait_lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+_PID_WIDTH = 20
+"""The holder's process id, padded, so that a shorter one overwrites a longer one whole."""
+
+
+class _LockFile:
+    """An open lock file. A child that forks closes its copy at once: it would keep the lock alive."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._fd = -1
+        _opened.add(self)
+        self._fd = os.open(path, flags, 0o666)
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor, -1 once it is closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it, and so let go of the lock; may be called again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_opened: weakref.WeakSet[_LockFile] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for file in list(_opened):
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+class FileLock:
+    """An exclusive lock for one thread, with a bounded wait and the holder's process id in the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: _LockFile | None = None
+
+    def acquire(self, wait: float) -> None:
+        """Take the lock; raises BackendBusy, naming the holder, after `wait` seconds, and OSError."""
+        file = self._file or _LockFile(self._path, os.O_RDWR | os.O_CREAT)
+        self._file = file
+        if not _try_lock(file.fd) and not _Waiter(file).wait(wait):
+            self._file = None  # it belongs to the waiter's thread now
+            raise BackendBusy(
+                f"{self._path} was held for more than {wait:g} s by process {self._holder()}; nothing was written"
+            )
+        os.lseek(file.fd, 0, os.SEEK_SET)
+        os.write(file.fd, f"{os.getpid():<{_PID_WIDTH}}\n".encode())
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._file is not None:
+            _unlock(self._file.fd)
+
+    def close(self) -> None:
+        """Close the file, which frees the lock; it may be acquired again."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def _holder(self) -> str:
+        try:
+            return self._path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+        except OSError:
+            return "unknown"
+
+
+class _Waiter:
+    """A thread in the kernel's queue for a lock.
+
+    Only a blocking call has a place in that queue (polling starves beside a busy writer), and only
+    another thread can give up on a blocking call. A lock that comes too late is given back.
+    """
+
+    def __init__(self, file: _LockFile) -> None:
+        self._file = file
+        self._guard = threading.Lock()
+        self._granted = threading.Event()
+        self._given_up = False
+        threading.Thread(target=self._block, name="omniactors-lock", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """True when the lock is ours; after False the file belongs to the thread, which closes it."""
+        if self._granted.wait(seconds):
+            return True
+        with self._guard:
+            self._given_up = not self._granted.is_set()
+        return not self._given_up
+
+    def _block(self) -> None:
+        _wait_lock(self._file.fd)
+        with self._guard:
+            if self._given_up:
+                self._file.close()
+            else:
+                self._granted.set()
+
+
+class Lease:
+    """The sign that a consumer lives: a locked file of its own, freed by the kernel however it dies.
+
+    The file is locked before the consumer is entered in the database, so a consumer that is
+    entered there and whose file can be locked is dead.
+    """
+
+    def __init__(self, path: Path, file: _LockFile) -> None:
+        self._path = path
+        self._file = file
+
+    @classmethod
+    def take(cls, folder: Path, consumer: str) -> Lease:
+        """The lease of a new consumer; raises OSError when the folder cannot be written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / consumer
+        while True:
+            file = _LockFile(path, os.O_RDWR | os.O_CREAT)
+            # Whoever sweeps the folder may have found the file before it was locked, and removed it.
+            if _try_lock(file.fd) and path.exists():
+                return cls(path, file)
+            file.close()
+
+    @classmethod
+    def seize(cls, folder: Path, consumer: str) -> Lease | None:
+        """The lease of a dead consumer, or None when it lives; raises FileNotFoundError when it has none."""
+        path = folder / consumer
+        file = _LockFile(path, os.O_RDWR)
+        if _try_lock(file.fd):
+            return cls(path, file)
+        file.close()
+        return None
+
+    def close(self) -> None:
+        """End the lease; its file stays."""
+        self._file.close()
+
+    def drop(self) -> None:
+        """End the lease and remove its file."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        self._file.close()

@@ -1,0 +1,122 @@
+"""Work: what callers ask of the database thread, as values.
+
+`Publish`, `Settle`, `Release` and `Fetch` of one batch are merged into a few statements by
+`batch.py`; the rest carries its own function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from omniactors.streams.backend import Fetched, Published, RuntimeRecord, Want
+from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+
+class Work(Generic[T]):
+    """One request, answered with a T."""
+
+
+@dataclass(frozen=True, eq=False)
+class Publish(Work[list[Published]]):
+    """Append them in this order."""
+
+    publications: Sequence[Publication]
+
+
+@dataclass(frozen=True, eq=False)
+class Settle(Work[list[bool]]):
+    """Carry out each whole or not at all."""
+
+    settlements: Sequence[Settlement]
+
+
+@dataclass(frozen=True, eq=False)
+class Release(Work[None]):
+    """Give entries back."""
+
+    keys: Sequence[EntryKey]
+
+
+@dataclass(frozen=True, eq=False)
+class Fetch(Work[Fetched]):
+    """Take entries."""
+
+    wants: Sequence[Want]
+
+
+@dataclass(frozen=True, eq=False)
+class Register(Work[str]):
+    """Become a consumer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unregister(Work[bool]):
+    """Be a consumer no more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runtimes(Work[list[RuntimeRecord]]):
+    """List the consumers that are alive."""
+
+
+@dataclass(frozen=True, eq=False)
+class Results(Work[list[ResultRecord]]):
+    """Read a task's results, as soon as there are at least `at_least`."""
+
+    task_id: str
+    at_least: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Watch(Work[None]):
+    """Wait for a change of `topics` after `position`."""
+
+    topics: frozenset[str]
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What an operation may know beside the database: the time (Unix seconds) and who we are.
+
+    `consumer` is None unless this backend serves.
+    """
+
+    now: float
+    consumer: str | None
+    dedupe_window: float
+
+
+@dataclass(frozen=True, eq=False)
+class Write(Work[T]):
+    """Run `operation` inside the batch's transaction. `topics` are those whose state it changes."""
+
+    operation: Callable[[sqlite3.Connection, Scene], T]
+    topics: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Read(Work[T]):
+    """Run `operation` outside any transaction and any lock."""
+
+    operation: Callable[[sqlite3.Connection, Scene], T]
+
+
+@dataclass(eq=False)
+class Changes:
+    """What a batch changed, for those who wait: topics with something to fetch, tasks with a result."""
+
+    topics: set[str] = field(default_factory=set)
+    tasks: set[str] = field(default_factory=set)
+
+    def add(self, other: Changes) -> None:
+        """Take in what `other` holds."""
+        self.topics |= other.topics
+        self.tasks |= other.tasks

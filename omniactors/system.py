@@ -1,0 +1,300 @@
+"""The system: store, event bus, agents and gateway, put together in one place.
+
+system (one_for_one)
+|- edge (one_for_one)      bus, gateway: a failure here never touches work
+'- work (rest_for_one)     see `omniactors.agents.runtime`
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import trio
+
+from omniactors.actors.specs import ChildSpec
+from omniactors.actors.trees import open_supervisor, subtree
+from omniactors.agents.options import AgentConfig, AgentKeywords
+from omniactors.agents.runtime import AgentRuntime
+from omniactors.backoff import Backoff
+from omniactors.errors import AgentError, ChildStartError, OmniActorsError
+from omniactors.events.bus import EventBus
+from omniactors.gateway.server import serve
+from omniactors.operations.agents import AgentOperations
+from omniactors.operations.streams import StreamOperations
+from omniactors.operations.tasks import BatchItem, TaskOperations
+from omniactors.settings import MemoryUrl, Settings, read_settings
+from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
+from omniactors.streams.sqlite.backend import SqliteBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from types import TracebackType
+
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.supervisor import Supervisor
+    from omniactors.agents.agent import Agent
+    from omniactors.gateway.config import GatewayAddress
+    from omniactors.settings import Address
+    from omniactors.streams.backend import Backend, RuntimeRecord
+
+
+class OmniActors:
+    """Agents on durable streams: `omni = OmniActors()`, then `publish`, or `add` and `run`.
+
+    `url` names the store: "sqlite:///file.db" (by default .omniactors/omniactors.db below the working
+    directory) or "memory://"; environment and .env are asked when it is None, see `Settings`.
+    Making one opens nothing, so it may stand at the top of a module; it connects on first use, and
+    works over several `trio.run`s. Publishing needs neither `run` nor `shutdown`: what `publish`
+    returned for is durable.
+
+    Raises SettingsError for a setting that is not allowed.
+    """
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+        self.settings = read_settings(url) if settings is None else settings
+        self.bus = EventBus()
+        self._backend = open_backend(self.settings)
+        self._runtime = AgentRuntime(
+            self._backend, self.bus, grace=self.settings.grace, result_ttl=self.settings.result_ttl
+        )
+        self._tasks = TaskOperations(self._backend, self.bus)
+        self.agents = AgentOperations(self._backend)
+        self.streams = StreamOperations(self._backend)
+        self._supervisor: Supervisor | None = None
+        self._gateway_url: str | None = None
+        self._gateway_port: int | None = None
+        self._block: AbstractAsyncContextManager[Self] | None = None
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The root of the running tree; raises OmniActorsError while nothing runs."""
+        if self._supervisor is None:
+            raise OmniActorsError("the system does not run; use omni.run() or async with OmniActors()")
+        return self._supervisor
+
+    @property
+    def gateway_url(self) -> str | None:
+        """Where watchers connect, while a gateway runs."""
+        return self._gateway_url
+
+    # -- tasks ----------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        topic: str,
+        content: Any,  # noqa: ANN401 -- any JSON value
+        *,
+        task_id: str | None = None,
+        webhook: str | None = None,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        source: str | None = None,
+        tenant_id: str | None = None,
+    ) -> str:
+        """Publish one event; returns its task id when it is durable.
+
+        A `task_id` that is given is remembered for the dedupe window: publishing it again to the
+        topic does nothing. Inside a handler the event carries correlation, causation and tenant of
+        the event in hand along, and a retry does not publish it twice. Raises EnvelopeError
+        (ContentError with the path) for what cannot be published, BackendError when the store
+        refused; cancelled, the event was either published or not, never in part.
+        """
+        event: EventEnvelope[Any] = EventEnvelope(
+            topic=check_topic(topic),
+            payload=PayloadBase(content=content, webhook=webhook, reply_to=reply_to),
+            id=str(uuid.uuid4()) if task_id is None else task_id,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            source=source,
+            tenant_id=tenant_id,
+        )
+        return await self._tasks.publish(event, is_new=task_id is None)
+
+    async def publish_task(self, event_envelope: EventEnvelope[Any]) -> str:
+        """Publish an event that was made before; its id is the task id, and is remembered. Raises as `publish`."""
+        return await self._tasks.publish(event_envelope)
+
+    async def publish_batch(self, events: Sequence[BatchItem]) -> list[str]:
+        """Publish many events, EventEnvelopes or pairs (topic, content); returns their task ids in order.
+
+        All are checked before the first is written; BatchFailed names what the store did not take.
+        """
+        return await self._tasks.publish_batch(events)
+
+    async def get_result(self, task_id: str, *, agent: str | None = None) -> Any:  # noqa: ANN401 -- any JSON value
+        """What the agent returned for the task; None until then, and once expired.
+
+        With several agents the first success counts, `agent` picks one.
+        """
+        return await self._tasks.get_result(task_id, agent)
+
+    async def wait_result(self, task_id: str, *, agent: str | None = None) -> Any:  # noqa: ANN401 -- any JSON value
+        """As `get_result`, as soon as there is one. Cancellable; raises TaskFailed when it was dead-lettered."""
+        return await self._tasks.wait_result(task_id, agent)
+
+    # -- agents ---------------------------------------------------------------------------------
+
+    def add(self, what: type[Agent] | AgentConfig, *args: Any, **keywords: Unpack[AgentKeywords]) -> str:
+        """Add an agent, before the system runs or while it does; returns the agent's name.
+
+        `args` go to the agent's `__init__`, the keywords override those of its class. Raises
+        AgentError.
+        """
+        return self._runtime.add(what, args, keywords).name
+
+    async def register_agent(self, agent_config: AgentConfig) -> str:
+        """Add an agent made of a callback; returns its name.
+
+        Its group exists when this returns, so that nothing published from now on is missed; while
+        the system runs the agent is ready. Raises AgentError, and ChildStartError when it cannot
+        start.
+        """
+        if not isinstance(agent_config, AgentConfig):
+            raise AgentError(f"agent_config must be an AgentConfig, not {agent_config!r}")
+        name = self._runtime.add(agent_config, (), {}).name
+        if self._supervisor is None:
+            await self._runtime.enroll(name)
+        else:
+            await self._runtime.wait_started(name)
+        return name
+
+    def agent_names(self) -> list[str]:
+        """The names of the agents that were added here."""
+        return self._runtime.names
+
+    def running_tasks(self) -> dict[str, int]:
+        """How many events each agent handles at this moment."""
+        return self._runtime.running_tasks()
+
+    async def runtimes(self) -> list[RuntimeRecord]:
+        """The runtimes that are alive on this store, in all processes."""
+        return await self._backend.runtimes()
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        *,
+        listen: str | None = None,
+        token: str | None = None,
+        task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run the agents until cancelled; also `await nursery.start(omni.run)`.
+
+        Started, with the gateway's URL or None, when every agent is ready. With `listen`
+        ("host:port", port 0 for a free one; default: OMNIACTORS_LISTEN, else nothing) watchers can
+        connect. Cancelled, it stops in order: nothing new is taken, running tasks have
+        `Settings.grace` seconds to finish, what is left is released and will be delivered again.
+        Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
+        """
+        async with self._running(listen=listen, token=token) as supervisor:
+            task_status.started(self._gateway_url)
+            await supervisor.wait_stopping()
+
+    def stop_now(self) -> None:
+        """Drop the grace time of a stop: whatever still runs is cancelled, and will be delivered again."""
+        if self._supervisor is not None:
+            self._supervisor.stop_now()
+
+    async def shutdown(self) -> None:
+        """Stop what runs, in order, and let go of the store; the next call opens it again."""
+        if self._supervisor is not None:
+            self._supervisor.request_stop()
+            await self._supervisor.wait_ended()
+        await self._backend.close()
+
+    async def __aenter__(self) -> Self:
+        self._block = self._as_block()
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        block, self._block = self._block, None
+        if block is None:
+            raise RuntimeError("this OmniActors was not entered")
+        return await block.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def _as_block(self) -> AsyncIterator[Self]:
+        try:
+            async with self._running(listen=None, token=None):
+                yield self
+        finally:
+            # A store in memory would be gone, and with it the results that the block was for.
+            if not isinstance(self.settings.backend, MemoryUrl):
+                with trio.CancelScope(shield=True):
+                    await self._backend.close()
+
+    @asynccontextmanager
+    async def _running(self, *, listen: str | None, token: str | None) -> AsyncIterator[Supervisor]:
+        if self._supervisor is not None:
+            raise OmniActorsError("the system runs already")
+        settings = self.settings.with_gateway(listen=listen, token=token)
+        sys.stderr.write(f"omniactors: {settings.describe()}\n")
+        try:
+            async with open_supervisor(
+                subtree(*self._edge(settings), name="edge"),
+                self._runtime.tree(),
+                backoff=Backoff(initial=0.1, maximum=5.0),
+                name="system",
+                emit=self._runtime.notice,
+            ) as supervisor:
+                self._supervisor = supervisor
+                await self._backend.announce(self._gateway_url)
+                yield supervisor
+        except ChildStartError as error:
+            raise _root(error) from None
+        finally:
+            self._supervisor = self._gateway_url = self._gateway_port = None
+
+    def _edge(self, settings: Settings) -> list[ChildSpec]:
+        children = [ChildSpec(self.bus.run, id="bus", restart="permanent")]
+        if settings.listen is not None:
+            gateway = ChildSpec(self._gateway, settings.listen, settings.token, id="gateway", restart="permanent")
+            children.append(gateway)
+        return children
+
+    async def _gateway(self, address: Address, token: str | None, *, task_status: Incarnation) -> None:
+        """The gateway as a child. Restarted, it binds the port that it had, since watchers come back to it."""
+        port = self._gateway_port or address.port
+        await serve(self.bus, host=address.host, port=port, token=token, task_status=_Bound(self, task_status))
+
+    def gateway_bound(self, address: GatewayAddress) -> None:
+        """Called by the gateway when it listens."""
+        self._gateway_url = address.url
+        self._gateway_port = address.port
+
+
+class _Bound:
+    """The gateway's task status: notes the address on its way to the supervisor."""
+
+    def __init__(self, system: OmniActors, status: Incarnation) -> None:
+        self._system = system
+        self._status = status
+
+    def started(self, value: GatewayAddress | None = None) -> None:
+        if value is not None:
+            self._system.gateway_bound(value)
+        self._status.started(value)
+
+
+def open_backend(settings: Settings) -> Backend:
+    """The store that the settings name; opens nothing yet."""
+    path = None if isinstance(settings.backend, MemoryUrl) else settings.backend.path
+    return SqliteBackend(
+        path,
+        synchronous="FULL" if settings.synchronous == "full" else "NORMAL",
+        dedupe_window=settings.dedupe_window,
+    )
+
+
+def _root(error: ChildStartError) -> BaseException:
+    """The innermost failure that our own tree has no part in: an agent's, or the gateway's or store's own error."""
+    while isinstance(error.__cause__, ChildStartError):
+        error = error.__cause__
+    return error.__cause__ if isinstance(error.__cause__, OmniActorsError) else error

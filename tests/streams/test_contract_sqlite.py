@@ -1,0 +1,40 @@
+"""The contract of backends, over a file and over memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from omniactors.streams.sqlite.backend import SqliteBackend
+from tests.streams.contract import BackendContract, SharedContract, backend, other
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["backend", "other"]
+
+
+class FileStore:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> SqliteBackend:
+        return SqliteBackend(self._path)
+
+
+class MemoryStore:
+    def open(self) -> SqliteBackend:
+        return SqliteBackend(None)
+
+
+class TestFile(BackendContract, SharedContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> FileStore:
+        return FileStore(tmp_path / "folder" / "omni.db")
+
+
+class TestMemory(BackendContract):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()

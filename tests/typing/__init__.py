@@ -1,0 +1,1 @@
+"""What type checkers must see: read by mypy and pyright, run by nobody."""
