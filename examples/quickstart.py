@@ -25,7 +25,10 @@ async def main() -> None:
     async with omni:
         task_id = await omni.publish("greet.user", {"name": "Alice"})
         with trio.fail_after(10):
-            print(await omni.wait_result(task_id))
+            result = await omni.wait_result(task_id)
+        print(result["greeting"])
+        if omni.gateway_url is not None:  # there is one when OMNIACTORS_LISTEN says where
+            print(f"Watched at {omni.gateway_url}")
 
 
 if __name__ == "__main__":

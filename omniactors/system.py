@@ -17,7 +17,7 @@ import trio
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import open_supervisor, subtree
 from omniactors.agents.options import AgentConfig, AgentKeywords
-from omniactors.agents.runtime import AgentRuntime
+from omniactors.agents.runtime import AgentRuntime, start_failure
 from omniactors.backoff import Backoff
 from omniactors.errors import AgentError, ChildStartError, OmniActorsError
 from omniactors.events.bus import EventBus
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.refs import ActorRef
     from omniactors.actors.supervisor import Supervisor
     from omniactors.agents.agent import Agent
     from omniactors.gateway.config import GatewayAddress
@@ -162,6 +163,10 @@ class OmniActors:
             await self._runtime.wait_started(name)
         return name
 
+    def agent_ref(self, name: str) -> ActorRef[Any]:
+        """The reference of a running agent, for messages beside its events; raises ChildNotFound."""
+        return self._runtime.ref(name)
+
     def agent_names(self) -> list[str]:
         """The names of the agents that were added here."""
         return self._runtime.names
@@ -248,7 +253,8 @@ class OmniActors:
                 await self._backend.announce(self._gateway_url)
                 yield supervisor
         except ChildStartError as error:
-            raise _root(error) from None
+            root = _root(error)
+            raise root from root.__cause__
         finally:
             self._supervisor = self._gateway_url = self._gateway_port = None
 
@@ -294,7 +300,6 @@ def open_backend(settings: Settings) -> Backend:
 
 
 def _root(error: ChildStartError) -> BaseException:
-    """The innermost failure that our own tree has no part in: an agent's, or the gateway's or store's own error."""
-    while isinstance(error.__cause__, ChildStartError):
-        error = error.__cause__
-    return error.__cause__ if isinstance(error.__cause__, OmniActorsError) else error
+    """The failure itself, without the trees around it; our own errors speak for themselves."""
+    innermost = start_failure(error)
+    return innermost.__cause__ if isinstance(innermost.__cause__, OmniActorsError) else innermost

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.refs import ChildRef
     from omniactors.actors.rules import ExitReason, RestartType
-    from omniactors.actors.slot import Slot, SlotOwner
+    from omniactors.actors.slot import Slot
     from omniactors.actors.specs import Child, OnCrash
+    from omniactors.actors.supervisor import Supervisor
 
 M_contra = TypeVar("M_contra", contravariant=True)
 
@@ -58,9 +59,9 @@ class Actor(Generic[M_contra]):
         return self._context.ref
 
     @property
-    def supervisor(self) -> SlotOwner:
+    def supervisor(self) -> Supervisor:
         """The supervisor that runs this actor; there is none inside `__init__`."""
-        return self._context.slot.supervisor
+        return cast("Supervisor", self._context.slot.supervisor)
 
     def stop(self) -> None:
         """End normally after the current message. A permanent actor is then started again, as in OTP."""
@@ -130,7 +131,7 @@ class ActorChild:
         self._queue = MailboxQueue(self._mailbox, slot.place, lambda lost: supervisor.emit(MessagesLost(path, lost)))
         return ActorRef(slot, self._queue, self._cls.__handlers__)
 
-    async def run(self, slot: Slot, status: Incarnation) -> object:
+    async def run(self, slot: Slot, status: Incarnation) -> None:
         """Make the actor and let it work until its end."""
         actor = self._cls(*self._args)
         if self._prepare is not None:
@@ -140,9 +141,10 @@ class ActorChild:
         ref = cast("ActorRef[Any]", slot.ref)
         actor.__attach__(ActorContext(slot, ref, cell))
         if self._cls.lifespan is Actor.lifespan:
-            return await cell.run(ref, actor.lane())
-        async with actor.lifespan():
-            return await cell.run(ref, actor.lane())
+            await cell.run(ref, actor.lane())
+        else:
+            async with actor.lifespan():
+                await cell.run(ref, actor.lane())
 
     @property
     def queue(self) -> MailboxQueue:

@@ -24,12 +24,8 @@ TIME_SLICE = 0.001
 """Seconds an actor may work before it lets other tasks run, if its handlers never wait by themselves."""
 
 
-class Lane(Protocol):
-    """A source of work beside the mailbox, shared by as many actors as like to pull from it."""
-
-    def take(self) -> object | None:
-        """The next item, or None when there is nothing to do now."""
-        ...
+class Source(Protocol):
+    """Where an idle actor waits for work."""
 
     def add_idle(self, parker: Parker) -> None:
         """Wake this parker when there is something to take."""
@@ -37,6 +33,14 @@ class Lane(Protocol):
 
     def discard_idle(self, parker: Parker) -> None:
         """Forget this parker."""
+        ...
+
+
+class Lane(Source, Protocol):
+    """A source of work beside the mailbox, shared by as many actors as like to pull from it."""
+
+    def take(self) -> object | None:
+        """The next item, or None when there is nothing to do now."""
         ...
 
 
@@ -57,7 +61,8 @@ class Cell:
     """Takes messages from its queues, the actor's own first, and items from its lane, one at a time.
 
     Asked to stop it takes no new messages, handles those that are queued, and ends; the lane is
-    left alone. Cancelled it ends at the next message whatever the handlers do.
+    left alone. When another incarnation is to follow, what is queued is left to that one. Cancelled
+    it ends at the next message whatever the handlers do.
     """
 
     def __init__(
@@ -86,6 +91,9 @@ class Cell:
         except Exception as error:
             await self._say_goodbye(error)
             raise
+        finally:
+            for queue in self._queues[1:]:
+                queue.pass_on()
         await self._actor.on_stop(ExitReason.SHUTDOWN if self._asked else ExitReason.NORMAL)
 
     def leave(self) -> None:
@@ -94,7 +102,10 @@ class Cell:
 
     def _stop(self) -> None:
         self._asked = True
-        self._queues[0].refuse()
+        if self._status.for_restart:
+            self.leave()
+        else:
+            self._queues[0].refuse()
         self._parker.wake()
 
     def _interrupt(self) -> None:
@@ -140,7 +151,10 @@ class Cell:
     async def _handle_ask(self, message: object) -> None:
         if not isinstance(message, Ask):
             raise TypeError(f"no handler for {type(message).__name__} any more")
-        if message.task is None or message.deadline <= trio.current_time():
+        if message.deadline <= trio.current_time():
+            # By the next turn trio has cancelled an asker whose deadline this is, unless it was moved.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        if message.task is None:
             return
         handler = self._handlers[type(message.message)]
         path = self._queues[0].path
@@ -163,7 +177,9 @@ class Cell:
 
     async def _wait_for_work(self) -> None:
         parker = self._parker
-        sources = [*self._queues, self._lane] if self._lane is not None else self._queues
+        sources: list[Source] = [*self._queues]
+        if self._lane is not None:
+            sources.append(self._lane)
         for source in sources:
             source.add_idle(parker)
         try:

@@ -22,8 +22,10 @@ class Incarnation:
 
     __slots__ = (
         "asked",
+        "by_itself",
         "ended",
         "expected",
+        "for_restart",
         "ignored",
         "is_started",
         "killed",
@@ -52,6 +54,10 @@ class Incarnation:
         self.killed = False
         self.expected = False
         """Whether its end is the supervisor's doing, and so no reason to restart anything."""
+        self.by_itself = False
+        """Whether it ended before its end was expected."""
+        self.for_restart = False
+        """Whether another incarnation is to follow: what is queued may wait for that one."""
         self.on_stop: Callable[[], None] | None = None
         self.on_kill: Callable[[], None] | None = None
 
@@ -72,6 +78,12 @@ class Incarnation:
             self.on_stop()
         else:
             self.scope.cancel("its supervisor stops it")
+
+    def abort(self) -> None:
+        """Cancel the start of a child that is not ready; idempotent."""
+        if self.reason is None:
+            self.killed = True
+            self.scope.cancel("its start is undone")
 
     def kill(self) -> None:
         """Cancel the child now; idempotent."""
@@ -110,7 +122,9 @@ class Incarnation:
             f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in self.task.iter_await_frames()
         )
 
+    @trio.lowlevel.enable_ki_protection
     def _end(self, error: BaseException | None) -> None:
+        self.by_itself = not self.expected
         if isinstance(crash_part(error), Ignore) and not self.is_started:
             self.ignored = True
             error = None

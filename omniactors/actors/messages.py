@@ -26,7 +26,7 @@ class Request(Generic[R]):
 
 
 @overload
-def on(handler: F) -> F: ...
+def on(handler: F, /) -> F: ...
 
 
 @overload
@@ -105,11 +105,16 @@ def _message_types(cls: type, function: Any, namespace: dict[str, Any]) -> tuple
     if not inspect.iscoroutinefunction(function):
         raise TypeError(f"{where}: a handler is an async function")
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if not parameters or len(required) > 1:
         raise TypeError(f"{where}: a handler takes one message")
-    explicit: tuple[type, ...] = getattr(function, _MARK)
-    return explicit or _annotated_types(where, parameters[0], function, namespace)
+    if not getattr(function, _MARK):
+        # Remembered, since a subclass elsewhere could not see the names that this class saw.
+        setattr(function, _MARK, _annotated_types(where, parameters[0], function, {**namespace, **vars(cls)}))
+    types_: tuple[type, ...] = getattr(function, _MARK)
+    return types_
 
 
 def _annotated_types(
@@ -117,8 +122,10 @@ def _annotated_types(
 ) -> tuple[type, ...]:
     if parameter.annotation is parameter.empty:
         raise TypeError(f"{where}: annotate {parameter.name} with the message type, or use @on(MessageType)")
+    # This annotation alone: the others may name what only type checkers import.
+    alone = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
-        hints = typing.get_type_hints(function, localns=namespace)
+        hints = typing.get_type_hints(alone, function.__globals__, namespace)
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise TypeError(f"{where}: its annotations cannot be read ({error}); use @on(MessageType)") from error
     return tuple(_members(where, hints[parameter.name]))
@@ -129,8 +136,8 @@ def _members(where: str, hint: Any) -> Iterator[type]:
     if origin in (typing.Union, types.UnionType):
         for member in get_args(hint):
             yield from _members(where, member)
-    elif hint is None:
-        yield type(None)
+    elif hint is Any:
+        yield object
     elif isinstance(origin or hint, type):
         yield origin or hint
     else:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import trio
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from omniactors.actors.actor import Actor, ActorChild
+from omniactors.actors.control import PoolControl
 from omniactors.actors.mailbox import Mailbox, MailboxQueue
 from omniactors.actors.notices import MessagesLost
 from omniactors.actors.refs import ActorRef
@@ -21,21 +20,24 @@ from omniactors.actors.waiting import Place
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from omniactors.backoff import Backoff
+    from omniactors.actors.control import Control
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.refs import ChildRef
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.slot import Slot
     from omniactors.actors.specs import Child
+    from omniactors.backoff import Backoff
+
+M = TypeVar("M")
 
 Route = Literal["shared"]
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Generic[M]):
     """`size` actors of one class, described; made by `pool`."""
 
-    cls: type[Actor[Any]]
+    cls: type[Actor[M]]
     args: tuple[Any, ...]
     size: int
     intensity: Intensity
@@ -53,18 +55,18 @@ class Pool:
                 raise ValueError("the arguments of its actors are given to pool()")
             return lambda: PoolChild(self, mailbox or Mailbox(), on_crash or "keep")
 
-        return ChildSource(f"{self.cls.__name__}-pool", "permanent", math.inf, factory)
+        return ChildSource(f"{self.cls.__name__}-pool", "permanent", math.inf, factory, self.child_id)
 
 
-def pool(  # noqa: PLR0913 -- what to run, how many, and how they are kept
-    actor: type[Actor[Any]],
+def pool(
+    actor: type[Actor[M]],
     *args: Any,
     size: int,
     route: Route = "shared",
     intensity: Intensity | None = None,
     shutdown: float = WORKER_SHUTDOWN,
     name: str | None = None,
-) -> Pool:
+) -> Pool[M]:
     """`size` actors, each made with `args`, as one child with one reference.
 
     route "shared": they work from one mailbox, and whoever is free takes the next message; so the
@@ -80,13 +82,9 @@ def pool(  # noqa: PLR0913 -- what to run, how many, and how they are kept
 
 
 class PoolSupervisor(Supervisor):
-    """Runs the actors of a pool: they are alike and work from one queue, so they stop all at once."""
+    """Runs the actors of a pool, which stop all at once."""
 
-    async def _stop_all(self) -> None:
-        """Each has its own grace time, so all take as long as the longest."""
-        async with trio.open_nursery() as nursery:
-            for slot in list(self._slots.values()):
-                nursery.start_soon(self._stop_and_close, slot, slot.spec.shutdown)
+    control_type: ClassVar[type[Control]] = PoolControl
 
 
 class PoolChild:
@@ -95,7 +93,7 @@ class PoolChild:
     kind: Literal["worker", "supervisor"] = "supervisor"
     restart: RestartType = "permanent"
 
-    def __init__(self, described: Pool, mailbox: Mailbox, on_crash: OnCrash) -> None:
+    def __init__(self, described: Pool[Any], mailbox: Mailbox, on_crash: OnCrash) -> None:
         self._pool = described
         self._mailbox = mailbox
         self._on_crash = on_crash
@@ -111,10 +109,11 @@ class PoolChild:
     def make_ref(self, slot: Slot) -> ChildRef:
         """A reference to talk to; its `value` is the supervisor of the actors."""
         path, supervisor = slot.path, slot.supervisor
-        self._queue = MailboxQueue(self._mailbox, Place(path, slot.place), lambda lost: supervisor.emit(MessagesLost(path, lost)))
+        place = Place(path, slot.place)
+        self._queue = MailboxQueue(self._mailbox, place, lambda lost: supervisor.emit(MessagesLost(path, lost)))
         return ActorRef(slot, self._queue, self._pool.cls.__handlers__)
 
-    async def run(self, slot: Slot, status: Incarnation) -> object:
+    async def run(self, slot: Slot, status: Incarnation) -> None:
         """One life of the pool."""
         members = [
             ChildSpec(_Member(self._pool, self.queue, self._on_crash), id=number, shutdown=self._pool.shutdown)
@@ -122,7 +121,8 @@ class PoolChild:
         ]
         flags = Flags(intensity=self._pool.intensity, backoff=self._pool.backoff)
         supervisor = PoolSupervisor(flags, members, path=slot.path, emit=slot.supervisor.emit)
-        return await run_nested(supervisor, status, self._stop)
+        self.queue.place.any_of = supervisor.places()
+        await run_nested(supervisor, status, self._stop)
 
     def _stop(self, supervisor: Supervisor) -> None:
         self.queue.refuse()
@@ -134,6 +134,7 @@ class PoolChild:
 
     def run_ended(self, reason: ExitReason) -> None:
         """Keep the queued messages for the next life, unless the spec says otherwise."""
+        self.queue.place.any_of = ()
         if self._on_crash == "dead_letter" and reason.kind != "normal":
             self.queue.clear()
 
@@ -146,7 +147,7 @@ class PoolChild:
 class _Member:
     """One actor of a pool, as something that can be a child."""
 
-    described: Pool
+    described: Pool[Any]
     queue: MailboxQueue
     on_crash: OnCrash
 

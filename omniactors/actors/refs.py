@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import trio
 
 from omniactors.actors.mailbox import Ask
-from omniactors.actors.messages import Request
 from omniactors.actors.waiting import current_place
 from omniactors.errors import MailboxFull, UnhandledMessage
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from omniactors.actors.mailbox import MailboxQueue
-    from omniactors.actors.messages import HandlerTable
+    from omniactors.actors.messages import HandlerTable, Request
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.slot import Slot
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from omniactors.actors.incarnation import Incarnation
+from omniactors.actors.refs import ActorRef
 from omniactors.actors.waiting import Place
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ class Slot:
         "incarnation",
         "path",
         "place",
+        "ready_at",
         "reason",
         "ref",
         "run",
         "spec",
-        "started_at",
         "state",
         "supervisor",
     )
@@ -79,7 +80,8 @@ class Slot:
         """Goes up with every start and stop, so that a restart that was put off knows it is outdated."""
         self.failures = 0
         """Crashes in a row, for the backoff."""
-        self.started_at = 0.0
+        self.ready_at: float | None = None
+        """When this incarnation became ready, in trio's time."""
         self._stopped: trio.Event | None = None
         self.child = spec.child_factory()
         self.ref: ChildRef = self.child.make_ref(self)
@@ -90,15 +92,17 @@ class Slot:
         return self.run.value if self.run is not None else None
 
     @property
-    def is_alive(self) -> bool:
-        """Whether a task of this child exists."""
-        return self.run is not None
+    def is_actor(self) -> bool:
+        """Whether the child handles messages in its own task."""
+        return isinstance(self.ref, ActorRef) and self.child.kind == "worker"
 
     def begin(self) -> Incarnation:
         """A new incarnation, about to start."""
         self.generation += 1
         self.incarnation += 1
         self.state = "starting"
+        self.ready_at = None
+        self.place.go_on()
         self.run = Incarnation()
         self.child.run_begins()
         return self.run
@@ -106,7 +110,7 @@ class Slot:
     def ready(self, now: float) -> None:
         """The incarnation has reported that it is ready."""
         self.state = "running"
-        self.started_at = now
+        self.ready_at = now
 
     def end(self, reason: ExitReason) -> None:
         """The incarnation has ended; what follows is not decided yet."""
@@ -125,6 +129,7 @@ class Slot:
         self.generation += 1
         self.state = "stopped"
         self.reason = reason
+        self.place.go_on()
         self.child.slot_closed(reason)
         if self._stopped is not None:
             self._stopped.set()

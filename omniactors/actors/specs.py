@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from omniactors.actors.mailbox import Mailbox
 from omniactors.actors.refs import ChildRef
 from omniactors.actors.rules import AutoShutdown, Intensity, RestartType, Strategy, check_choice
 from omniactors.backoff import Backoff
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
     from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.mailbox import Mailbox
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.slot import Slot
 
@@ -86,7 +86,7 @@ class ChildSpec:
         source = child_source(what)
         self.what = what
         self.args = args
-        self.id = id
+        self.id = source.id if id is None else id
         self.name = source.name
         self.child_factory = source.factory(args, mailbox, on_crash)
         self.restart: RestartType = source.restart if restart is None else restart
@@ -125,6 +125,8 @@ class ChildSource:
     restart: RestartType
     shutdown: float
     factory: Callable[[tuple[Any, ...], Mailbox | None, OnCrash | None], Callable[[], Child]]
+    id: Hashable = None
+    """The id of a spec that names none, if it is not to count up."""
 
 
 @runtime_checkable
@@ -142,7 +144,7 @@ def child_source(what: object) -> ChildSource:
         raise TypeError("a ChildSpec cannot be the `what` of another ChildSpec")
     if isinstance(what, HasChildSource):
         source = what.__child_source__
-        if inspect.ismethod(source) and isinstance(source.__self__, type) and source.__self__ is not what:
+        if inspect.ismethod(source) and isinstance(source.__self__, type) and source.__self__ is not what:  # type: ignore[comparison-overlap]
             raise TypeError(f"a child is given as a class and its arguments, {what!r} is an instance already")
         return source()
     function = inspect.unwrap(getattr(what, "func", what))  # type: ignore[arg-type]  # a partial has its function in func
@@ -203,6 +205,7 @@ class Flags:
     backoff: Backoff | None = None
     auto_shutdown: AutoShutdown = "never"
     stop_deadline: float = math.inf
+    max_children: float = math.inf
 
     def __post_init__(self) -> None:
         """Raise ValueError or TypeError for a flag that is not allowed."""
@@ -227,5 +230,4 @@ def as_spec(what: object, args: tuple[Any, ...] = ()) -> ChildSpec:
         if args:
             raise TypeError("a ChildSpec carries its own arguments")
         return what
-    preset = getattr(what, "child_id", None)
-    return ChildSpec(what, *args, id=preset)
+    return ChildSpec(what, *args)

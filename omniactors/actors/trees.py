@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from omniactors.actors.incarnation import Incarnation
 from omniactors.actors.refs import ChildRef
 from omniactors.actors.rules import AutoShutdown, Intensity, RestartType, Shutdown, Strategy
 from omniactors.actors.specs import ChildSource, ChildSpec, Flags, OnCrash, as_spec
@@ -18,6 +17,7 @@ from omniactors.errors import DuplicateChildId, GaveUp
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.mailbox import Mailbox
     from omniactors.actors.notices import Notice
     from omniactors.actors.rules import ExitReason
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def open_supervisor(  # noqa: PLR0913 -- the flags of an OTP supervisor, and three of ours
+async def open_supervisor(
     *children: Any,
     strategy: Strategy = "one_for_one",
     intensity: Intensity | None = None,
@@ -89,12 +89,12 @@ class Subtree:
     def __child_source__(self) -> ChildSource:
         """How to run this as a child."""
         return tree_source(
-            self.child_id or "subtree",
+            self.child_id,
             lambda slot: Supervisor(self.flags, self.specs, path=slot.path, emit=slot.supervisor.emit),
         )
 
 
-def subtree(  # noqa: PLR0913 -- the flags of an OTP supervisor, and two of ours
+def subtree(
     *children: Any,
     strategy: Strategy = "one_for_one",
     intensity: Intensity | None = None,
@@ -127,7 +127,7 @@ def as_specs(children: Sequence[object]) -> list[ChildSpec]:
     return specs
 
 
-def tree_source(name: str, make: Callable[[Slot], Supervisor]) -> ChildSource:
+def tree_source(child_id: str | None, make: Callable[[Slot], Supervisor]) -> ChildSource:
     """A supervisor, made by `make` for each incarnation, as something that can be a child."""
 
     def factory(_args: tuple[Any, ...], mailbox: Mailbox | None, on_crash: OnCrash | None) -> Callable[[], Child]:
@@ -135,7 +135,7 @@ def tree_source(name: str, make: Callable[[Slot], Supervisor]) -> ChildSource:
             raise ValueError("a supervisor takes neither arguments nor a mailbox")
         return lambda: TreeChild(make)
 
-    return ChildSource(name, "permanent", math.inf, factory)
+    return ChildSource(child_id or "subtree", "permanent", math.inf, factory, child_id)
 
 
 class TreeChild:
@@ -151,9 +151,9 @@ class TreeChild:
         """A plain reference; its `value` is the Supervisor."""
         return ChildRef(slot)
 
-    async def run(self, slot: Slot, status: Incarnation) -> object:
+    async def run(self, slot: Slot, status: Incarnation) -> None:
         """One life of the supervisor."""
-        return await run_nested(self._make(slot), status, lambda supervisor: supervisor.request_stop())
+        await run_nested(self._make(slot), status, lambda supervisor: supervisor.request_stop())
 
     def run_begins(self) -> None:
         """Nothing to prepare: a supervisor has no mailbox."""

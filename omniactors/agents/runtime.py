@@ -17,7 +17,7 @@ import logging
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -42,6 +42,7 @@ from omniactors.streams.backend import AgentRecord
 if TYPE_CHECKING:
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.notices import Notice
+    from omniactors.actors.refs import ActorRef
     from omniactors.events.bus import EventBus
     from omniactors.streams.backend import Backend
 
@@ -50,7 +51,7 @@ logger = logging.getLogger("omniactors.agents")
 BACKEND_STOP = 10.0
 """Seconds for the store to release what is left."""
 
-AGENT_BACKOFF = Backoff(initial=0.05, maximum=2.0, reset_after=10.0)
+AGENT_BACKOFF = Backoff(initial=0.1, maximum=5.0, reset_after=5.0)
 AGENT_RESTARTS = 10
 """Restarts an instance may need in ten seconds; its events are settled whatever it does, so it is a soft limit."""
 
@@ -189,6 +190,10 @@ class AgentRuntime:
             name="work",
         )
 
+    def ref(self, name: str) -> ActorRef[Any]:
+        """The reference of a running agent; raises ChildNotFound."""
+        return cast("ActorRef[Any]", self._agents.child(name))
+
     @property
     def names(self) -> list[str]:
         """The names of the agents that users added."""
@@ -206,8 +211,11 @@ class AgentRuntime:
             if name in self._roster:
                 self._gave_up(self._roster[name])
                 logger.error("agent %s gave up: %s", name, notice.reason)
-        elif isinstance(notice, notices.ChildExited | notices.ChildStartFailed) and notice.reason.error is not None:
-            logger.warning("%s ended: %s", notice.path, notice.reason, exc_info=notice.reason.error)
+        elif isinstance(notice, notices.ChildExited | notices.ChildStartFailed):
+            error = notice.reason.error
+            # A supervisor that could not start says no more than its child did.
+            if error is not None and not isinstance(error, ChildStartError):
+                logger.warning("%s ended: %s", notice.path, notice.reason, exc_info=error)
 
     async def _staff(self, *, task_status: Incarnation) -> None:
         """Start every agent of the roster, then those that are added; a restart of the tree starts all again."""
@@ -229,9 +237,10 @@ class AgentRuntime:
             try:
                 await self._agents.start_child(member.spec(self._grace))
             except ChildStartError as error:
+                member.error = ChildStartError(member.subscription.name)
+                member.error.__cause__ = start_failure(error).__cause__
                 if is_first:
-                    raise
-                member.error = error
+                    raise member.error from member.error.__cause__
                 self._gave_up(member)
             else:
                 self._demand.add(member.subscription)
@@ -265,6 +274,13 @@ class AgentRuntime:
         elif is_committed:
             member.subscription.failed += 1
         report_settled(self._bus, job, is_committed=is_committed)
+
+
+def start_failure(error: ChildStartError) -> ChildStartError:
+    """The innermost failure of a tree that did not start: the child that raised."""
+    while isinstance(error.__cause__, ChildStartError):
+        error = error.__cause__
+    return error
 
 
 def _described(what: object, args: tuple[Any, ...]) -> tuple[type[Agent], tuple[Any, ...], AgentOptions, Any, str]:

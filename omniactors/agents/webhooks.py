@@ -7,9 +7,10 @@ signature is not built yet.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,10 +26,17 @@ from omniactors.streams.envelope import EventEnvelope  # noqa: TC001 -- the anno
 from omniactors.streams.settlement import WEBHOOK_TOPIC, RetryPolicy
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
 TIMEOUT = 10.0
 """Seconds for one POST, as OmniDaemon has it."""
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """What is trusted: reading it takes as long as starting a whole system, so it is read once, and late."""
+    return httpx.create_ssl_context()
 
 
 class WebhookCall(msgspec.Struct, frozen=True):
@@ -55,9 +63,17 @@ class WebhookAgent(Agent):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """One HTTP client for each instance; redirects are not followed, their target was not named by anyone."""
-        async with httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False) as self._client:
+        """Keep the HTTP client, which is made when the first webhook comes."""
+        self._client: httpx.AsyncClient | None = None
+        async with AsyncExitStack() as self._resources:
             yield
+
+    async def _open_client(self) -> httpx.AsyncClient:
+        """One client for each instance; redirects are not followed, their target was not named by anyone."""
+        if self._client is None:
+            client = httpx.AsyncClient(timeout=TIMEOUT, follow_redirects=False, verify=_tls_context())
+            self._client = await self._resources.enter_async_context(client)
+        return self._client
 
     async def handle(self, event: EventEnvelope[WebhookCall]) -> dict[str, Any]:
         """One POST; raises WebhookFailed for anything but an answer in 2xx."""
@@ -68,8 +84,9 @@ class WebhookAgent(Agent):
             "webhook-id": event.id,
             "webhook-timestamp": str(math.floor(time.time())),
         }
+        client = await self._open_client()
         try:
-            response = await self._client.post(call.url, content=msgspec.json.encode(call.body), headers=headers)
+            response = await client.post(call.url, content=msgspec.json.encode(call.body), headers=headers)
         except httpx.InvalidURL as error:
             raise Reject(f"the webhook {call.url} is no URL: {error}") from error
         except httpx.HTTPError as error:

@@ -80,7 +80,7 @@ def _details(agent: AgentRecord) -> list[tuple[str, str]]:
         ("description", agent.description),
         ("callback", agent.callback),
         ("tools", ", ".join(agent.tools)),
-        ("config", ", ".join(f"{key}={value}" for key, value in agent.config.items())),
+        ("config", ", ".join(f"{key}={value}" for key, value in agent.config.items() if value is not None)),
     ]
     return [(label, value) for label, value in details if value]
 

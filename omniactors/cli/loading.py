@@ -9,7 +9,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import omniactors
 from omniactors.cli.exits import CommandError, ExitCode
@@ -26,7 +26,7 @@ class Program:
 
     origin: str
     system: OmniActors | None = None
-    agents: tuple[type[Agent[Any]], ...] = ()
+    agents: tuple[type[Agent], ...] = ()
 
 
 class UserCodeError(CommandError):
@@ -53,19 +53,19 @@ def load(target: str) -> Program:
     agents = tuple(value for value in vars(module).values() if _is_own_agent(value, module))
     if not agents:
         raise CommandError(
-            f"{target} has no agents: it must define a subclass of Agent, or an OmniActors at its top level",
+            f"{target} has no agents: it must define an Agent subclass with a topic, or an OmniActors at its top level",
             ExitCode.USAGE,
         )
     return Program(origin, agents=tuple(dict.fromkeys(agents)))
 
 
 def _is_own_agent(value: object, module: ModuleType) -> bool:
-    """Whether `value` is an agent class that the module itself defines, and not a base of others."""
+    """Whether `value` is an agent class of the module's own; one without a topic is a base of others."""
     return (
         inspect.isclass(value)
         and issubclass(value, omniactors.Agent)
         and value.__module__ == module.__name__
-        and not inspect.isabstract(value)
+        and bool(value.options.topics)
     )
 
 

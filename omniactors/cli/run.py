@@ -14,6 +14,7 @@ import typer
 import omniactors
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.loading import Program, load
+from omniactors.cli.logs import show_logs
 from omniactors.cli.output import Format, FormatOption, notice, print_json
 from omniactors.settings import Settings, parse_address, read_settings
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from omniactors import OmniActors
+
+ANY_LOCAL_PORT = "127.0.0.1:0"
+"""Where the gateway listens when nobody says: this machine alone reaches it, and `watch` finds it in the store."""
 
 REPORT_EVERY = 2.0
 """Seconds between two lines that say what an orderly stop waits for."""
@@ -47,6 +51,10 @@ def run(
     settings = read_settings()
     program = load(target)
     omni = _system(program, settings)
+    if not omni.agent_names():
+        raise CommandError(f"the OmniActors in {target} has no agents: add them where it is made", ExitCode.USAGE)
+    if listen is None and omni.settings.listen is None:
+        listen = ANY_LOCAL_PORT
     if trio.run(partial(_serve, omni, program, listen=listen, token=token, output=output)):
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -72,14 +80,20 @@ class _Stopping:
 async def _serve(omni: OmniActors, program: Program, *, listen: str | None, token: str | None, output: Format) -> bool:
     """Run until stopped by a signal; True when a second one cut the stop short."""
     stopping = _Stopping()
+    start = show_logs()
     # The receiver surrounds everything: a signal at any moment stops in order.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey, signals, omni, stopping)
-            with stopping.scope:
-                async with trio.open_nursery() as running:
-                    gateway = await running.start(partial(omni.run, listen=listen, token=token))
-                    _announce(omni, program, gateway, output)
+            try:
+                with stopping.scope:
+                    async with trio.open_nursery() as running:
+                        gateway = await running.start(partial(omni.run, listen=listen, token=token))
+                        start.is_ready = True
+                        _announce(omni, program, gateway, output)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await omni.shutdown()
             nursery.cancel_scope.cancel()
     notice("stopped at once; unfinished tasks are delivered again" if stopping.forced else "stopped")
     return stopping.forced
@@ -117,11 +131,9 @@ def _waiting_line(running: Mapping[str, int]) -> str:
 
 def _announce(omni: OmniActors, program: Program, gateway: str | None, output: Format) -> None:
     """Say what runs and where it can be watched: on stderr for people, as a document on stdout for scripts."""
-    store = omni.settings.describe()
     names = sorted(omni.agent_names())
-    notice(f"store    {store}")
     notice(f"module   {program.origin}")
     notice(f"agents   {', '.join(names)}")
     notice(f"gateway  {gateway}" if gateway else "gateway  none")
     if output is Format.JSON:
-        print_json({"pid": os.getpid(), "store": store, "agents": names, "gateway": gateway})
+        print_json({"pid": os.getpid(), "store": str(omni.settings.backend), "agents": names, "gateway": gateway})

@@ -19,6 +19,9 @@ from omniactors.errors import TaskFailed
 if TYPE_CHECKING:
     from omniactors import OmniActors
 
+LOOK = 0.5
+"""Seconds to tell a failed task, or one whose result is null, from a pending one: one read of the store."""
+
 app = typer.Typer(no_args_is_help=True, help="Publish events and read their results.")
 
 WaitOption = Annotated[
@@ -136,7 +139,7 @@ async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
     if found is not None:
         return Fate(task_id, "success", found)
     try:
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(max(seconds, LOOK)):
             return Fate(task_id, "success", await omni.wait_result(task_id))
     except TaskFailed as failure:
         return Fate(task_id, "failed", failure=failure)

@@ -5,21 +5,34 @@ from __future__ import annotations
 import trio
 
 
-class ReplayingStream(trio.abc.Stream):
-    """`stream`, as if `already_read` had not been read from it yet."""
+class HandedOverStream(trio.abc.Stream):
+    """`stream` as a WebSocket library is to see it, from the `head` of the handshake on.
 
-    def __init__(self, already_read: bytes, stream: trio.abc.Stream) -> None:
-        self._already_read = already_read
+    What the client sent behind its head, `rest` and all that follows, is withheld until `release`:
+    wsproto forgets it when it comes before the handshake is answered.
+    """
+
+    def __init__(self, head: bytes, rest: bytes, stream: trio.abc.Stream) -> None:
+        self._head = head
+        self._rest = rest
         self._stream = stream
+        self._released = trio.Event()
+
+    def release(self) -> None:
+        """The handshake is answered: pass on what follows it."""
+        self._released.set()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As `trio.abc.ReceiveStream.receive_some`."""
-        if not self._already_read:
-            return bytes(await self._stream.receive_some(max_bytes))
-        await trio.lowlevel.checkpoint()
-        count = len(self._already_read) if max_bytes is None else max_bytes
-        data, self._already_read = self._already_read[:count], self._already_read[count:]
-        return data
+        if self._head:
+            await trio.lowlevel.checkpoint()
+            self._head, data = _split(self._head, max_bytes)
+            return data
+        await self._released.wait()
+        if self._rest:
+            self._rest, data = _split(self._rest, max_bytes)
+            return data
+        return bytes(await self._stream.receive_some(max_bytes))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As `trio.abc.SendStream.send_all`."""
@@ -32,3 +45,9 @@ class ReplayingStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """As `trio.abc.AsyncResource.aclose`."""
         await self._stream.aclose()
+
+
+def _split(data: bytes, max_bytes: int | None) -> tuple[bytes, bytes]:
+    """What remains, and what is given now."""
+    count = len(data) if max_bytes is None else max_bytes
+    return data[count:], data[:count]

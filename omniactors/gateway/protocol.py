@@ -309,7 +309,7 @@ def batches(s: Id, events: Sequence[bytes], *, max_bytes: int) -> Iterator[str]:
 
 def is_gap(event: Event) -> bool:
     """Whether the event tells a loss, and so becomes a `gap`."""
-    return event.event_type == GAP and "why" in event.data
+    return event.event_type == GAP and event.data.keys() >= {"lost", "first", "last", "why"}
 
 
 def _splice(s: Id, events: list[bytes]) -> str:

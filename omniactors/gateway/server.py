@@ -16,7 +16,6 @@ from omniactors.gateway import bridge, protocol
 from omniactors.gateway.access import WEBSOCKET_PATH, Head, Policy, Refusal, is_loopback, offered_token
 from omniactors.gateway.application import build_application
 from omniactors.gateway.config import GatewayAddress, GatewayConfig
-from omniactors.gateway.handover import ReplayingStream
 from omniactors.gateway.protocol import EventCache
 from omniactors.gateway.watcher import Watcher, left_quietly, subscribe
 from omniactors.gateway.wire import BadRequest, Wire
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from omniactors.events.bus import EventBus
     from omniactors.events.subscription import Subscription
     from omniactors.gateway.protocol import Sub
+
+MAX_PORT = 65_535
 
 _WEBSOCKET_VERSION = "13"
 _WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
@@ -160,11 +161,12 @@ class _Gateway:
         self, wire: Wire, subprotocol: str | None, first: tuple[Sub, Subscription] | None, *, trusted: bool
     ) -> None:
         config = self._config
-        stream = ReplayingStream(wire.head_bytes, wire.stream)
+        stream = wire.hand_over()
         async with trio.open_nursery() as nursery:
             with trio.fail_after(config.head_deadline):
                 request = await wrap_server_stream(nursery, stream, max_message_size=config.max_message)
                 connection = await request.accept(subprotocol=subprotocol)
+            stream.release()
             watcher = Watcher(
                 connection,
                 self._bus,
@@ -201,12 +203,14 @@ def _listed(header: str | None) -> list[str]:
 async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     """Bind; port 0 binds one address only, as two would get two ports."""
     where = f"{host}:{port}"
+    if not 0 <= port <= MAX_PORT:  # getaddrinfo takes a larger one and wraps it round
+        raise GatewayError(f"cannot listen on {where}: a port is a number from 0 to {MAX_PORT}")
     try:
         listeners = await trio.open_tcp_listeners(port, host=host)
     except socket.gaierror as error:
         raise GatewayError(f"cannot listen on {where}: {host!r} is no address of this machine ({error})") from error
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             why = f"cannot listen on {where}: another program has this port; choose another one, or 0 for a free one"
             raise GatewayError(why) from error
         raise GatewayError(f"cannot listen on {where}: {error}") from error

@@ -11,6 +11,7 @@ import h11
 import trio
 
 from omniactors.gateway.access import Head, Refusal
+from omniactors.gateway.handover import HandedOverStream
 
 if TYPE_CHECKING:
     from omniactors.gateway.config import GatewayConfig
@@ -45,10 +46,11 @@ class Wire:
         if self._idle is not None:
             self._idle.cancel()
 
-    @property
-    def head_bytes(self) -> bytes:
-        """Everything received since the present request began; only until its body is read."""
-        return bytes(self._head_bytes or b"")
+    def hand_over(self) -> HandedOverStream:
+        """The connection from the present request's head on, for another protocol; only before its body is read."""
+        received = bytes(self._head_bytes or b"")
+        rest, _ = self._http.trailing_data
+        return HandedOverStream(received.removesuffix(rest), rest, self.stream)
 
     @property
     def answered(self) -> bool:

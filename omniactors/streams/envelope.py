@@ -168,9 +168,20 @@ def kind_name(value: object) -> str:
 def encode_json(value: object) -> bytes:
     """`value` as JSON; raises ContentError for what only shows when it is written (lone surrogates)."""
     try:
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, enc_hook=_plain)
     except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError) as error:
         raise ContentError("$", str(error)) from None
+
+
+def _plain(value: object) -> object:
+    """A subclass of a JSON scalar, as numpy's floats are one, as the scalar that it is."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"{kind_name(value)} is no JSON value")
 
 
 def encode_event(envelope: EventEnvelope[Any]) -> bytes:

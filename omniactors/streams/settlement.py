@@ -152,7 +152,7 @@ def follow_up(cause: EventEnvelope[Any], topic: str, content: object, *, event_i
     )
 
 
-def settle(  # noqa: PLR0913 -- the inputs of the rule, each with its name
+def settle(
     key: EntryKey,
     envelope: EventEnvelope[Any],
     outcome: Outcome,
@@ -166,7 +166,8 @@ def settle(  # noqa: PLR0913 -- the inputs of the rule, each with its name
     """What to write for `outcome`, the end of try number `envelope.delivery_attempts`.
 
     `now` (Unix seconds) stamps the records, `random` is drawn from [0, 1), `reply_to` is the
-    agent's own default, `result_ttl` (seconds) how long the result is kept. Raises ContentError when the result or a reply is no JSON value.
+    agent's own default, `result_ttl` (seconds) how long the result is kept. Raises ContentError
+    when the result is no JSON value.
     """
     if isinstance(outcome, Failed):
         settlement = _settle_failure(key, envelope, outcome, policy, now=now, random=random)

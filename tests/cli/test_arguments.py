@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.command import omniactors
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.cli.conftest import Cli
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         (("run", "x.py", "--workers", "2"), "--workers is not built yet"),
     ],
 )
-def test_a_command_that_cannot_be_understood_exits_2(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
-    done = omniactors(tmp_path, *arguments)
+def test_a_command_that_cannot_be_understood_exits_2(cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
+    done = cli(*arguments)
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {sentence}")
     assert done.stderr.count("\n") == 1
@@ -34,8 +34,8 @@ def test_a_command_that_cannot_be_understood_exits_2(tmp_path: Path, arguments: 
 @pytest.mark.parametrize(
     "arguments", [("nosuch",), ("task", "result"), ("streams", "dlq"), ("agent", "list", "-f", "x")]
 )
-def test_what_typer_refuses_exits_2_and_keeps_stdout_clean(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = omniactors(tmp_path, *arguments)
+def test_what_typer_refuses_exits_2_and_keeps_stdout_clean(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
     assert (done.code, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
@@ -49,31 +49,31 @@ def test_what_typer_refuses_exits_2_and_keeps_stdout_clean(tmp_path: Path, argum
         ('{"topic": "t"}', "an event needs content"),
     ],
 )
-def test_a_payload_file_that_is_no_event_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_payload_file_that_is_no_event_is_refused(cli: Cli, tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "event.json").write_text(text)
-    done = omniactors(tmp_path, "task", "publish", "--payload-file", "event.json")
+    done = cli("task", "publish", "--payload-file", "event.json")
     assert (done.code, done.stdout) == (2, "")
     assert sentence in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("info",), ("task", "publish", "--topic", "t", "--content", "1")])
-def test_a_bad_setting_is_a_usage_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = omniactors(tmp_path, *arguments, OMNIACTORS_GRACE="soon")
+def test_a_bad_setting_is_a_usage_error(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments, OMNIACTORS_GRACE="soon")
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == "error: OMNIACTORS_GRACE must be a number of seconds of at least 0, not 'soon'\n"
 
 
-def test_info_is_one_document(tmp_path: Path) -> None:
-    done = omniactors(tmp_path, "info", "--format", "json", OMNIACTORS_URL="sqlite:///x.db")
+def test_info_is_one_document(cli: Cli, tmp_path: Path) -> None:
+    done = cli("info", "--format", "json", OMNIACTORS_URL="sqlite:///x.db")
     assert done.document()["store"] == f"sqlite:///{tmp_path}/x.db"
     assert (done.code, done.stderr) == (0, "")
 
 
-def test_version(tmp_path: Path) -> None:
-    assert omniactors(tmp_path, "--version").stdout == "omniactors 0.1.0\n"
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == "omniactors 0.1.0\n"
 
 
-def test_help_names_every_command(tmp_path: Path) -> None:
-    done = omniactors(tmp_path, "--help")
+def test_help_names_every_command(cli: Cli) -> None:
+    done = cli("--help")
     assert done.code == 0
     assert all(name in done.stdout for name in ("run", "watch", "info", "task", "agent", "streams", "bus"))

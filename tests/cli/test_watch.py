@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from tests.cli.conftest import Cli
+
 EVENT = Event(event_type="task.completed", run_id="r", data={"agent": "greeter"}, offset=7, timestamp=1.5)
 FRAMES = (
     *batches(0, [encode_event(EVENT)], max_bytes=1000),
@@ -93,8 +95,8 @@ async def test_a_gateway_that_goes_away_without_a_word_exits_3(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:1", 3), ("nothing", 2), ("ftp://host", 2)])
-def test_a_url_that_leads_nowhere_is_told_in_a_sentence(tmp_path: Path, url: str, code: int) -> None:
-    done = omniactors(tmp_path, "watch", "--url", url)
+def test_a_url_that_leads_nowhere_is_told_in_a_sentence(cli: Cli, url: str, code: int) -> None:
+    done = cli("watch", "--url", url)
     assert (done.code, done.stdout) == (code, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -24,7 +24,7 @@ from omniactors.streams.settlement import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 TOPIC, AGENT = "work", "worker"
 LIMIT = 10.0
@@ -73,8 +73,14 @@ def numbers(entries: list[Entry]) -> list[int]:
 
 
 def record(task_id: str, *, agent: str = AGENT, result: object = None, failed: bool = False) -> ResultRecord:
-    status, error = ("failed", "it broke") if failed else ("success", None)
-    return ResultRecord(task_id=task_id, topic=TOPIC, agent=agent, status=status, result=result, error=error)
+    return ResultRecord(
+        task_id=task_id,
+        topic=TOPIC,
+        agent=agent,
+        status="failed" if failed else "success",
+        result=result,
+        error="it broke" if failed else None,
+    )
 
 
 def done(entry: Entry, **parts: object) -> Settlement:
@@ -95,6 +101,13 @@ async def fetch_when_due(backend: Backend, agent: str = AGENT) -> Fetched:
             due = math.inf if fetched.next_due is None else fetched.next_due
             with trio.move_on_after(due):
                 await backend.wait([TOPIC], fetched.position)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition, which another thread or process brings about, holds."""
+    with trio.fail_after(LIMIT):
+        while not condition():
+            await trio.sleep(0.01)
 
 
 async def length(backend: Backend, topic: str = TOPIC) -> int:
@@ -135,7 +148,15 @@ class PublishContract:
 
     @pytest.mark.parametrize(
         "body",
-        [b"", b"\xff\xfe\x00", b"\x00", b'{"n":"\xf0\x9f\x90\x8d \\u0000"}', b"not json", b"\xed\xa0\x80", b'"' * 70_000],
+        [
+            b"",
+            b"\xff\xfe\x00",
+            b"\x00",
+            b'{"n":"\xf0\x9f\x90\x8d \\u0000"}',
+            b"not json",
+            b"\xed\xa0\x80",
+            b'"' * 70_000,
+        ],
     )
     async def test_a_body_comes_back_byte_for_byte_among_others(self, backend: Backend, body: bytes) -> None:
         await backend.publish([event("a", body=b'{"n":1}'), event("b", body=body), event("c", body=b'{"n":2}')])

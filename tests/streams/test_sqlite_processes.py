@@ -17,7 +17,7 @@ import trio
 
 from omniactors.streams.backend import Entry, Want
 from omniactors.streams.sqlite.backend import SqliteBackend
-from tests.streams.contract import fetch, fetch_when_due, length, serving
+from tests.streams.contract import fetch, fetch_when_due, length, serving, until
 from tests.streams.processes import AGENT, STOP, TOPIC, event
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ class Process:
         """The whole lines that it has written."""
         return self._output.read_text().split("\n")[:-1]
 
-    async def has_spoken(self) -> None:
-        while not self.lines():
-            await trio.sleep(0.01)
+    async def has_spoken(self, lines: int = 1) -> None:
+        await until(lambda: len(self.lines()) >= lines)
 
     async def kill(self) -> None:
         self.process.kill()
@@ -121,8 +120,7 @@ async def test_killed_publishers_lose_nothing_that_was_acknowledged(backend: Sql
 async def test_the_work_of_a_killed_consumer_is_taken_over_at_once(backend: SqliteBackend, path: Path) -> None:
     await backend.publish([event(str(number)) for number in range(20)])
     async with serving(backend), running("hold", path) as holder:
-        while len(holder.lines()) < 20:
-            await trio.sleep(0.01)
+        await holder.has_spoken(lines=20)
         assert (await backend.fetch([Want(TOPIC, AGENT, 100)])).entries == []
         assert len(await backend.runtimes()) == 2
         await holder.kill()

@@ -75,6 +75,7 @@ function take(frame) {
       subscribe();
       break;
     case "subbed":
+      if (frame.epoch !== state.epoch) state.newest = frame.from;
       state.epoch = frame.epoch;
       state.offset = frame.from;
       if (state.afresh) clear();

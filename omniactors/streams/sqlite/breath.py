@@ -59,9 +59,10 @@ _breath: trio.lowlevel.RunVar[Breath] = trio.lowlevel.RunVar("omniactors databas
 
 def breath_of_this_run() -> Breath:
     """The one of the running trio loop, made on first use."""
-    breath = _breath.get(None)
-    if breath is None:
+    try:
+        return _breath.get()
+    except LookupError:
         breath = Breath()
         _breath.set(breath)
         trio.lowlevel.add_instrument(breath)
-    return breath
+        return breath

@@ -179,7 +179,7 @@ class Store:
     def unregister(self) -> Outcome[bool]:
         """Give back what this consumer holds, and be none any more; True when it was one.
 
-        If the database cannot be written the lease ends all the same, and others take over.
+        If the database cannot be written the lease ends all the same, and others take the work over.
         """
         consumer = self._consumer
         if consumer is None:
@@ -188,10 +188,11 @@ class Store:
             with self._locked(min(_EXIT_WAIT, self._settings.lock_wait)) as connection, _transaction(connection):
                 operations.remove_consumer(connection, consumer, crashes=0)
         except Exception as error:  # noqa: BLE001 -- as in `write`
-            return Error(translate(error, self._path))
-        finally:
-            self._consumer = None
-            self._forget_lease()
+            _log.warning(
+                "consumer %s left its work for others to take over: %s", consumer, translate(error, self._path)
+            )
+        self._consumer = None
+        self._forget_lease()
         return Value(value=True)
 
     def _forget_lease(self) -> None:

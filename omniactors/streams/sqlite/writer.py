@@ -218,9 +218,9 @@ class _Thread:
             self._work(requests)
             self._tick()
             self._answers.send()
-        self._store.close()
+        closed = outcome.capture(self._store.close)
         if self._stop.request is not None:
-            self._answers.add(self._stop.request, outcome.Value(None))
+            self._answers.add(self._stop.request, closed)
             self._answers.send()
 
     # -- receiving ------------------------------------------------------------------------------

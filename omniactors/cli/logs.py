@@ -1,0 +1,47 @@
+"""Logs: how `run` shows what the system and the agents log, unless the module has set logging up itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from omniactors.cli.exits import expected_error
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    SystemExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class PlainFormatter(logging.Formatter):
+    """One line a record; a traceback follows where it helps: not for an error whose sentence says it all."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatException(self, ei: SystemExcInfo) -> str:  # noqa: N802 -- the name that logging calls
+        """The traceback, or nothing for an error of our own."""
+        error = ei[1]
+        return "" if error is not None and expected_error(error) else super().formatException(ei)
+
+
+class StartFilter(logging.Filter):
+    """Holds back, until `is_ready`, records of our own errors: a start that fails ends with that very sentence."""
+
+    is_ready = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        error = record.exc_info[1] if record.exc_info else None
+        return self.is_ready or error is None or expected_error(error) is None
+
+
+def show_logs() -> StartFilter:
+    """Show warnings and worse on stderr, if nobody has set logging up; returns the filter to open when ready."""
+    start = StartFilter()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    handler.addFilter(start)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    return start

@@ -1,0 +1,217 @@
+"""The command line end to end: runner, publisher and watcher are processes of their own on one store."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.cli.command import Finished, command, omniactors, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Cli
+
+AGENTS = """
+import pathlib
+import trio
+from omniactors import Agent, Backoff, EventEnvelope, RetryPolicy
+
+class Greeter(Agent, topic="greet.user", name="greeter", description="greets", tools=("voice",)):
+    async def handle(self, event: EventEnvelope[dict]) -> dict:
+        return {"greeting": f"Hello {event.payload.content['name']}"}
+
+class Echo(Agent, topic="echo", name="echo"):
+    async def handle(self, event):
+        content = event.payload.content
+        return [content, event.correlation_id, event.causation_id, event.source, event.tenant_id]
+
+class Void(Agent, topic="void", name="void"):
+    async def handle(self, event):
+        return None
+
+class Broken(Agent, topic="broken", name="broken", retry=RetryPolicy(max_attempts=1)):
+    async def handle(self, event):
+        raise ValueError("my own words")
+
+class Patient(Agent, topic="patient", name="patient"):
+    async def handle(self, event):
+        pathlib.Path("started").touch()
+        while not pathlib.Path("go").exists():
+            await trio.sleep(0.02)
+        return "finished"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "agents.py").write_text(AGENTS)
+    return tmp_path
+
+
+async def wait_for(path: Path) -> None:
+    with trio.fail_after(20):
+        while not await trio.Path(path).exists():  # noqa: ASYNC110 -- another process makes the file
+            await trio.sleep(0.02)
+
+
+async def test_an_event_published_before_the_runner_is_handled_by_it(folder: Path) -> None:
+    published = await command(folder, "task", "publish", "-t", "greet.user", "-c", '{"name": "Alice"}', "-f", "json")
+    task_id = published.document()["task_id"]
+    async with running(folder, "agents.py"):
+        done = await command(folder, "task", "result", "--task-id", task_id, "--wait", "20", "--format", "json")
+    assert done.code == 0
+    assert done.document() == {"task_id": task_id, "status": "success", "result": {"greeting": "Hello Alice"}}
+
+
+async def test_every_option_of_publish_reaches_the_agent(folder: Path) -> None:
+    (folder / "event.json").write_text('{"topic": "none", "payload": {"content": "file"}, "source": "file"}')
+    ids = ("--correlation-id", "c", "--causation-id", "k", "--tenant-id", "t")
+    async with running(folder, "agents"):
+        text = await command(folder, "task", "publish", "-t", "echo", "-c", "just text", *ids, "--wait", "20")
+        assert json.loads(text.stdout) == ["just text", "c", "k", None, "t"]
+        file = await command(
+            folder, "task", "publish", "--payload-file", "event.json", "-t", "echo", "--wait", "20", "-f", "json"
+        )
+        assert file.document()["result"] == ["file", None, None, "file", None]
+
+
+async def test_a_null_result_is_a_result(folder: Path) -> None:
+    async with running(folder, "agents.py"):
+        published = await command(folder, "task", "publish", "-t", "void", "-c", "1", "--wait", "20", "-f", "json")
+        assert (published.code, published.document()["status"]) == (0, "success")
+        again = await command(folder, "task", "result", "--task-id", published.document()["task_id"])
+        assert (again.code, again.stdout) == (0, "null\n")
+
+
+async def test_a_failed_task_is_told_and_found_among_the_dead(folder: Path) -> None:
+    async with running(folder, "agents.py"):
+        done = await command(folder, "task", "publish", "-t", "broken", "-c", "1", "--wait", "20")
+        assert (done.code, done.stdout) == (1, "")
+        assert "failed at agent 'broken' after 1 attempts: my own words" in done.stderr
+        (letter,) = (await command(folder, "streams", "dlq", "--topic", "broken", "-f", "json")).document()
+        assert (letter["error_type"], letter["error"], letter["agent"]) == ("ValueError", "my own words", "broken")
+        text = await command(folder, "bus", "dlq", "--topic", "broken")
+        assert "ValueError: my own words" in text.stdout
+        (stream,) = [
+            one
+            for one in (await command(folder, "streams", "list", "-f", "json")).document()
+            if one["topic"] == "broken"
+        ]
+        assert stream["groups"][0]["dead"] == 1
+
+
+async def test_agents_are_listed_in_every_layout(folder: Path) -> None:
+    async with running(folder, "agents.py") as runner:
+        assert runner.document["agents"] == ["broken", "echo", "greeter", "patient", "void"]
+    topics = (await command(folder, "agent", "list", "--format", "json")).document()
+    assert [agent["name"] for agent in topics["greet.user"]] == ["greeter"]
+    for layout in ("tree", "table", "compact"):
+        done = await command(folder, "agent", "list", "--format", layout)
+        assert done.code == 0
+        assert {"greet.user", "greeter"} <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [("agent", "list"), ("streams", "list"), ("streams", "dlq", "-t", "x"), ("bus", "list")]
+)
+def test_nothing_to_list_is_an_empty_document_and_no_failure(cli: Cli, arguments: tuple[str, ...]) -> None:
+    assert cli(*arguments).code == 0
+    assert cli(*arguments, "-f", "json").document() in ([], {})
+
+
+def test_an_unknown_task_exits_1(cli: Cli) -> None:
+    done = cli("task", "result", "--task-id", "none", "-f", "json")
+    assert (done.code, done.document()) == (1, {"task_id": "none", "status": "pending", "result": None})
+
+
+async def test_one_signal_waits_for_the_running_task(folder: Path) -> None:
+    async with running(folder, "agents.py") as runner:
+        published = await command(folder, "task", "publish", "-t", "patient", "-c", "1", "-f", "json")
+        await wait_for(folder / "started")
+        runner.process.send_signal(signal.SIGINT)
+        await runner.logged("stopping: waiting for 1 running task (patient 1); Ctrl-C again stops at once")
+        (folder / "go").touch()
+        assert await runner.ended() == 0
+    done = await command(folder, "task", "result", "--task-id", published.document()["task_id"])
+    assert (done.code, done.stdout) == (0, '"finished"\n')
+
+
+async def test_a_second_signal_stops_at_once_and_the_task_comes_again(folder: Path) -> None:
+    async with running(folder, "agents.py") as runner:
+        published = await command(folder, "task", "publish", "-t", "patient", "-c", "1", "-f", "json")
+        await wait_for(folder / "started")
+        runner.process.send_signal(signal.SIGTERM)
+        await runner.logged("stopping")
+        runner.process.send_signal(signal.SIGINT)
+        assert await runner.ended() == 130
+    (folder / "go").touch()
+    async with running(folder, "agents.py"):
+        done = await command(folder, "task", "result", "--task-id", published.document()["task_id"], "--wait", "20")
+    assert (done.code, done.stdout) == (0, '"finished"\n')
+
+
+async def test_watch_finds_the_gateway_by_itself_and_ends_with_it(folder: Path) -> None:
+    async with running(folder, "agents.py", OMNIACTORS_TOKEN="s3cret") as runner:
+        refused = await command(folder, "watch", "--token", "wrong")
+        assert (refused.code, refused.stdout) == (3, "")
+        assert "it wants another token" in refused.stderr
+
+        watched: list[Finished] = []
+
+        async def watch() -> None:
+            arguments = ("watch", "--types", "task.completed", "-f", "json")
+            watched.append(await command(folder, *arguments, OMNIACTORS_TOKEN="s3cret"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            # It says on stderr when it watches, but that is read only at its end: so publish until one must be seen.
+            for _ in range(4):
+                await command(folder, "task", "publish", "-t", "void", "-c", "1", "--wait", "20")
+            runner.process.send_signal(signal.SIGINT)
+            assert await runner.ended() == 0
+    (done,) = watched
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events
+    assert {event["event_type"] for event in events} == {"task.completed"}
+    assert done.code == 0
+    assert "the stream ended" in done.stderr
+
+
+async def test_a_busy_port_exits_3(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = await command(folder, "run", "agents.py", "--listen", f"127.0.0.1:{port}")
+    assert (done.code, done.stdout) == (3, "")
+    store, sentence = done.stderr.splitlines()
+    assert store.startswith("omniactors: sqlite:///")
+    assert sentence.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+
+
+def test_a_file_that_is_no_database_exits_3_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("these are my notes, and no database at all" * 50)
+    before = (tmp_path / "notes.txt").read_bytes()
+    done = omniactors(tmp_path, "task", "publish", "-t", "t", "-c", "1", OMNIACTORS_URL="sqlite:///notes.txt")
+    assert (done.code, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "notes.txt").read_bytes() == before
+
+
+@pytest.mark.parametrize(("topic", "sentence"), [(" ", "non-empty"), ("omni.webhook", "reserved"), ("a:dlq", "dlq")])
+def test_a_topic_that_cannot_be_is_a_usage_error(cli: Cli, topic: str, sentence: str) -> None:
+    done = cli("task", "publish", "--topic", topic, "--content", "1")
+    assert (done.code, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_watch_without_a_runner_exits_3(cli: Cli) -> None:
+    done = cli("watch")
+    assert (done.code, done.stdout) == (3, "")
+    assert "no running system" in done.stderr

@@ -1,0 +1,123 @@
+"""Who is answered: hosts, origins, tokens. Pure rules."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniactors.gateway.access import Head, Policy, is_loopback, offered_token
+
+LOOPBACK = Policy(host="127.0.0.1", port=8000)
+OPEN = Policy(host="0.0.0.0", port=8000, token="secret", allowed_hosts=("omni.example",))  # noqa: S104 -- nothing is bound
+
+
+def head(
+    path: str = "/", *, method: str = "GET", query: str = "", host: str | None = "127.0.0.1:8000", **headers: str
+) -> Head:
+    fields = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return Head(method, path, query, (*([] if host is None else [("host", host)]), *fields))
+
+
+@pytest.mark.parametrize(
+    ("policy", "host", "known"),
+    [
+        (LOOPBACK, "127.0.0.1:8000", True),
+        (LOOPBACK, "127.0.0.1", True),
+        (LOOPBACK, "localhost:9999", True),
+        (LOOPBACK, "LOCALHOST.:8000", True),
+        (LOOPBACK, "[::1]:8000", True),
+        (LOOPBACK, "app.localhost", True),
+        (LOOPBACK, "evil.example:8000", False),
+        (LOOPBACK, "127.0.0.1.evil.example", False),
+        (LOOPBACK, "localhost.evil.example", False),
+        (LOOPBACK, "192.168.0.5", False),
+        (LOOPBACK, "evil@localhost", False),
+        (LOOPBACK, "localhost, evil.example", False),
+        (LOOPBACK, "[", False),
+        (LOOPBACK, "", False),
+        (LOOPBACK, None, False),
+        (OPEN, "192.168.0.5:8000", True),
+        (OPEN, "omni.example", True),
+        (OPEN, "evil.example", False),
+    ],
+)
+def test_a_host_must_be_one_of_ours(policy: Policy, host: str | None, known: bool) -> None:
+    refusal = policy.judge(head(host=host))
+    assert (refusal is None) is known
+    if refusal is not None:
+        assert refusal.status == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        (None, "127.0.0.1:8000", True),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
+        ("http://localhost:8000", "127.0.0.1:8000", True),
+        ("http://localhost:9000", "localhost:9000", True),  # through a tunnel
+        ("https://localhost:9000", "localhost:9000", True),
+        ("http://localhost:3000", "127.0.0.1:8000", False),  # another program of this machine
+        ("http://evil.example", "127.0.0.1:8000", False),
+        ("http://127.0.0.1:8000.evil.example", "127.0.0.1:8000", False),
+        ("null", "127.0.0.1:8000", False),
+        ("file://127.0.0.1:8000", "127.0.0.1:8000", False),
+        ("http://[", "127.0.0.1:8000", False),
+        ("http://127.0.0.1:99999", "127.0.0.1:8000", False),
+        ("", "127.0.0.1:8000", False),
+    ],
+)
+def test_an_origin_is_none_or_ours(origin: str | None, host: str, allowed: bool) -> None:
+    fields = {} if origin is None else {"origin": origin}
+    for request in (head("/ws", host=host, **fields), head("/api/x", method="DELETE", host=host, **fields)):
+        assert (LOOPBACK.judge(request) is None) is allowed
+    assert LOOPBACK.judge(head("/api/x", host=host, **fields)) is None
+
+
+def test_an_allowed_name_may_be_an_origin_too() -> None:
+    assert OPEN.judge(head("/ws", host="127.0.0.1", origin="https://omni.example")) is None
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/static/page.js"])
+def test_the_page_needs_no_token(path: str) -> None:
+    assert OPEN.judge(head(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "query", "status"),
+    [
+        ({}, "", 401),
+        ({"authorization": "Bearer secret"}, "", None),
+        ({"authorization": "bearer  secret "}, "", None),
+        ({"authorization": "Bearer wrong"}, "token=secret", 401),
+        ({"authorization": "Basic secret"}, "", 401),
+        ({}, "token=secret", None),
+        ({}, "a=1&token=secret", None),
+        ({}, "token=", 401),
+        ({}, "token=Secret", 401),
+        ({}, "token=s%C3%A9cret", 401),
+    ],
+)
+def test_everything_else_needs_the_token(fields: dict[str, str], query: str, status: int | None) -> None:
+    refusal = OPEN.judge(head("/api/agents", query=query, **fields))
+    assert (refusal and refusal.status) == status
+
+
+def test_a_socket_may_bring_its_token_later_but_not_a_wrong_one_now() -> None:
+    assert OPEN.judge(head("/ws")) is None
+    wrong = OPEN.judge(head("/ws", query="token=wrong"))
+    assert wrong is not None
+    assert wrong.status == 401
+    assert offered_token(head("/ws")) is None
+
+
+@given(st.text())
+def test_only_the_token_is_the_token(text: str) -> None:
+    assert OPEN.accepts_token(text) is (text == "secret")
+    assert LOOPBACK.accepts_token(text)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_no_header_makes_the_judge_fail(host: str, origin: str) -> None:
+    LOOPBACK.judge(head("/ws", host=host, origin=origin, authorization=origin))
+    is_loopback(host)

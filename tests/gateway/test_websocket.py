@@ -1,0 +1,456 @@
+"""Watchers over real sockets: simple ones, stalled ones, strangers, and the good-bye."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, open_websocket_url
+
+from omniactors.events.bus import RING_EVENTS, EventBus
+from omniactors.events.event import Event
+from omniactors.gateway.config import GatewayAddress, GatewayConfig
+from omniactors.gateway.server import serve
+from tests.gateway.conftest import HANDSHAKE, PATIENCE, Client, Running, Start
+
+
+async def wait_until_gone(running: Running) -> None:
+    """Until the bus has no subscriber any more."""
+    with trio.fail_after(PATIENCE):
+        while running.bus.stats()["subscribers"]:  # noqa: ASYNC110 -- nothing tells the end of a foreign task
+            await trio.sleep(0.01)
+
+
+async def read_all(client: Client) -> None:
+    while True:
+        await client.frame()
+
+
+async def closed_with(client: Client) -> int:
+    """Read to the end and give the close code."""
+    with trio.fail_after(PATIENCE):
+        with pytest.raises(ConnectionClosed) as closed:
+            await read_all(client)
+    assert closed.value.reason is not None
+    return closed.value.reason.code
+
+
+async def test_two_lines_are_enough(start: Start) -> None:
+    async with start() as running, open_websocket_url(running.url("?types=task.*")) as socket:
+        frames = [json.loads(await socket.get_message()) for _ in range(3)]
+        running.publish(2)
+        running.publish(1, event_type="agent.started")
+        frames.append(json.loads(await socket.get_message()))
+    welcome, subbed, live, batch = frames
+    assert (welcome["t"], welcome["v"], welcome["epoch"]) == ("welcome", 1, running.bus.epoch)
+    assert (subbed["t"], subbed["s"], subbed["from"], subbed["resumed"]) == ("subbed", 0, 0, True)
+    assert (live["t"], live["o"]) == ("live", 0)
+    assert (batch["t"], batch["n"]) == ("ev", 2)
+    assert [(event["o"], event["event_type"], event["data"]) for event in batch["e"]] == [
+        (1, "task.started", {"n": 0}),
+        (2, "task.started", {"n": 1}),
+    ]
+
+
+async def test_subscriptions_come_and_go_on_one_connection(start: Start) -> None:
+    async with start() as running, running.watch() as client:
+        await client.expect("welcome")
+        await client.send(t="sub", id=1, s="tasks", types=["task.*"])
+        assert (await client.expect("subbed"))["id"] == 1
+        await client.expect("live")
+        running.publish(1)
+        running.publish(1, event_type="agent.started")
+        (event,) = await client.events(1)
+        assert event["event_type"] == "task.started"
+        await client.send(t="unsub", id=2, s="tasks")
+        assert await client.expect("ok") == {"t": "ok", "id": 2}
+        running.publish(1)
+        await client.send(t="ping", id=3)
+        assert await client.expect("pong") == {"t": "pong", "id": 3}
+        await wait_until_gone(running)
+
+
+async def test_a_run_gives_its_history_and_ends(start: Start) -> None:
+    async with start() as running:
+        running.publish(3)
+        async with running.watch("?run=A") as client:
+            for kind in ("welcome", "subbed"):
+                await client.expect(kind)
+            assert [event["o"] for event in await client.events(3)] == [1, 2, 3]
+            assert (await client.expect("live"))["o"] == 3
+            running.publish(1)
+            running.bus.close_stream("A")
+            assert [event["o"] for event in await client.events(1)] == [4]
+            assert await client.expect("end") == {"t": "end", "s": 0, "why": "run-closed", "o": 4, "lost": 0}
+
+
+async def test_a_watcher_resumes_where_it_was(start: Start) -> None:
+    async with start() as running:
+        running.publish(1000)
+        async with running.watch(f"?types=task.*&since={running.bus.epoch}-400") as client:
+            await client.expect("welcome")
+            subbed = await client.expect("subbed")
+            assert (subbed["from"], subbed["resumed"], subbed["replay"]) == (400, True, 600)
+            assert [event["o"] for event in await client.events(600)] == list(range(401, 1001))
+            assert (await client.expect("live"))["o"] == 1000
+
+
+async def test_what_cannot_be_resumed_is_told(start: Start) -> None:
+    async with start() as running:
+        running.publish(RING_EVENTS + 10)
+        async with running.watch(f"?since={running.bus.epoch}-5") as client:
+            await client.expect("welcome")
+            assert (await client.expect("subbed"))["resumed"] is False
+            gap = await client.expect("gap")
+            assert (gap["lost"], gap["o0"], gap["o1"], gap["why"]) == (5, 6, 10, "evicted")
+            assert (await client.events(1))[0]["o"] == 11
+        async with running.watch("?since=other-5") as client:
+            await client.expect("welcome")
+            assert (await client.expect("subbed"))["resumed"] is False
+            assert (await client.expect("gap"))["why"] == "epoch"
+
+
+async def test_events_are_batched(start: Start) -> None:
+    async with start() as running, running.watch("?types=task.*") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        running.publish(1000)
+        assert [event["o"] for event in await client.events(1000)] == list(range(1, 1001))
+        sizes = [frame["n"] for frame in client.seen if frame["t"] == "ev"]
+        assert len(sizes) <= 10
+        assert max(sizes) <= 256
+
+
+async def test_a_batch_keeps_its_size_and_a_large_event_comes_alone(start: Start) -> None:
+    async with start() as running, running.watch("?types=>") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        for size in (10, 40_000, 40_000, 200_000, 10):
+            running.bus.publish(Event(event_type="x", data={"text": "x" * size}))
+        await client.events(5)
+        assert [frame["n"] for frame in client.seen if frame["t"] == "ev"] == [2, 1, 1, 1]
+
+
+async def test_a_stalled_watcher_costs_nothing_and_learns_how_many_it_missed(start: Start) -> None:
+    text = "x" * 10_000
+    async with start(config=GatewayConfig(write_deadline=60)) as running:
+        async with running.watch("?types=task.*&queue=100") as client, running.watch("?types=last") as other:
+            for kind in ("welcome", "subbed", "live"):
+                await client.expect(kind)
+                await other.expect(kind)
+            # Nobody takes a message, so the sockets fill up, and after them the queue.
+            published = 0
+            with trio.fail_after(PATIENCE):
+                while not running.bus.stats()["dropped_events_total"] > 500:
+                    for _ in range(50):
+                        running.bus.publish(Event(event_type="task.started", data={"text": text}))
+                    published += 50
+                    await trio.lowlevel.checkpoint()
+            running.bus.publish(Event(event_type="last"))
+            assert (await other.events(1))[0]["event_type"] == "last"
+            seen = lost = 0
+            while seen + lost < published:
+                frame = await client.frame()
+                if frame["t"] == "gap":
+                    lost += frame["lost"]
+                    assert frame["why"] == "overflow"
+                    assert frame["lost"] == frame["o1"] - frame["o0"] + 1
+                    assert lost <= frame["total"]
+                else:
+                    seen += frame["n"]
+            assert lost == running.bus.stats()["dropped_events_total"] > 500
+            assert seen + lost == published
+
+
+async def test_a_watcher_that_takes_nothing_is_given_up(start: Start) -> None:
+    config = GatewayConfig(write_deadline=0.2)
+    async with start(config=config) as running, running.watch("?types=task.*") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        with trio.fail_after(PATIENCE):
+            while running.bus.stats()["subscribers"]:
+                for _ in range(10):
+                    running.bus.publish(Event(event_type="task.started", data={"text": "x" * 50_000}))
+                await trio.sleep(0.01)
+
+
+async def test_a_watcher_that_leaves_without_a_word_is_forgotten(start: Start) -> None:
+    async with start() as running:
+        stream = await running.connect()
+        await stream.send_all(HANDSHAKE)
+        with trio.fail_after(PATIENCE):
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+        assert len(running.bus.stats()["subscribers"]) == 1
+        await trio.aclose_forcefully(stream)  # no close frame, as from a phone in a tunnel
+        await wait_until_gone(running)
+
+
+async def test_signs_of_life_move_the_resume_point_of_quiet_subscriptions(start: Start) -> None:
+    config = GatewayConfig(ping_interval=0.2)
+    async with start(config=config) as running, running.watch("?types=agent.*") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        running.publish(7)
+        assert await client.expect("ping") == {"t": "ping", "head": 7, "pos": {"0": 7}, "lost": {"0": 0}, "q": {"0": 0}}
+        await client.expect("ping")  # the pong of the WebSocket itself was answer enough
+        await client.send(t="ping")
+        await client.expect("pong")
+
+
+async def test_a_watcher_that_answers_no_ping_is_given_up(start: Start) -> None:
+    config = GatewayConfig(ping_interval=0.1, pong_deadline=0.2)
+    async with start(config=config) as running, await running.connect() as stream:
+        await stream.send_all(HANDSHAKE)
+        with trio.fail_after(PATIENCE):
+            answer = b"".join([data async for data in stream])
+        assert answer.startswith(b"HTTP/1.1 101")
+        assert b'"t":"ping"' in answer
+
+
+async def test_the_first_frames_may_come_with_the_handshake(start: Start) -> None:
+    mask = b"\0\0\0\0"
+    ping = b'{"t":"ping","id":1}'
+    sent = HANDSHAKE + b"\x81" + bytes([0x80 | len(ping)]) + mask + ping
+    async with start() as running:
+        for size in (len(sent), len(HANDSHAKE) + 5, 1):
+            answer = b""
+            async with await running.connect() as stream:
+                for at in range(0, len(sent), size):
+                    await stream.send_all(sent[at : at + size])
+                with trio.fail_after(PATIENCE):
+                    while b'{"t":"pong","id":1}' not in answer:
+                        answer += await stream.receive_some()
+                    await stream.send_all(b"\x88\x80" + mask)
+                    answer += b"".join([data async for data in stream])
+            assert answer.endswith(b"\x88\x00")  # the close is answered
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "words"),
+    [
+        ({"t": "nonsense", "id": 5}, "bad-frame", "not a frame"),
+        ({"t": "sub", "id": 5}, "bad-frame", "missing required field `s`"),
+        ({"t": "sub", "id": 5, "s": 1, "types": ["task*"]}, "bad-subscription", "whole tokens"),
+        ({"t": "sub", "id": 5, "s": 1, "types": []}, "bad-subscription", "types is empty"),
+        ({"t": "sub", "id": 5, "s": 1, "since": "x"}, "bad-subscription", "position"),
+        ({"t": "sub", "id": 5, "s": 1, "queue": 0}, "bad-subscription", "capacity"),
+        ({"t": "sub", "id": 5, "s": 1, "queue": 10**9}, "bad-subscription", "queue may be at most"),
+        ({"t": "sub", "id": 5, "s": 0}, "duplicate", "exists already"),
+        ({"t": "unsub", "id": 5, "s": 9}, "unknown", "no subscription 9"),
+    ],
+)
+async def test_a_frame_that_makes_no_sense_gets_an_answer(
+    start: Start, frame: dict[str, object], code: str, words: str
+) -> None:
+    async with start() as running, running.watch("?types=task.*") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        await client.send(**frame)
+        error = await client.expect("err")
+        assert (error["id"], error["code"], error["retry"]) == (5, code, False)
+        assert words in error["msg"]
+        running.publish(1)
+        await client.events(1)
+
+
+async def test_subscriptions_are_limited(start: Start) -> None:
+    async with start(config=GatewayConfig(max_subscriptions=2)) as running, running.watch() as client:
+        await client.expect("welcome")
+        for number in range(3):
+            await client.send(t="sub", id=number, s=number, types=["never"])
+        kinds = [(await client.frame())["t"] for _ in range(5)]
+        assert sorted(kinds) == ["err", "live", "live", "subbed", "subbed"]
+        (error,) = [frame for frame in client.seen if frame["t"] == "err"]
+        assert (error["id"], error["code"], error["retry"]) == (2, "limit", True)
+
+
+async def test_a_message_that_is_too_long_ends_the_connection(start: Start) -> None:
+    async with start() as running, running.watch() as client:
+        await client.expect("welcome")
+        await client.socket.send_message("x" * 70_000)
+        assert await closed_with(client) == 1009
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?types=task*", "whole tokens"),
+        ("?since=x", "position"),
+        ("?run=A&run=B", "more than once"),
+        ("?types=a&topics=b", "two names of one thing"),
+    ],
+)
+async def test_a_query_that_makes_no_sense_is_refused_before_the_handshake(
+    start: Start, query: str, words: str
+) -> None:
+    async with start() as running:
+        status, why = await running.refused(query)
+        assert status == 400
+        assert words in why
+        assert running.bus.stats()["subscribers"] == []
+
+
+@pytest.mark.parametrize("offered", ["omniactors.v1.msgpack", "soap, omniactors.v2.json"])
+async def test_another_subprotocol_is_refused(start: Start, offered: str) -> None:
+    async with start() as running:
+        status, why = await running.refused(**{"Sec-WebSocket-Protocol": offered})
+        assert status == 400
+        assert "use omniactors.v1.json" in why
+
+
+async def test_our_subprotocol_is_agreed_on(start: Start) -> None:
+    async with start() as running, running.watch(subprotocols=["omniactors.v1.json"]) as client:
+        assert client.socket.subprotocol == "omniactors.v1.json"
+        await client.expect("welcome")
+
+
+@pytest.mark.parametrize(
+    "change", [(b"13", b"8"), (b"Upgrade: websocket", b"X: y"), (b"AAAA==", b"!"), (b"keep", b"k")]
+)
+async def test_a_handshake_that_is_none_is_refused(start: Start, change: tuple[bytes, bytes]) -> None:
+    if change[0] == b"keep":
+        change = (b"Connection: Upgrade", b"Connection: close")
+    async with start() as running, await running.connect() as stream:
+        await stream.send_all(HANDSHAKE.replace(*change))
+        with trio.fail_after(PATIENCE):
+            answer = b"".join([data async for data in stream])
+        assert answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [(None, True), ("http://evil.example", False), ("null", False), ("own", True), ("http://localhost:1", False)],
+)
+async def test_pages_of_others_may_not_watch(start: Start, origin: str | None, allowed: bool) -> None:
+    async with start() as running:
+        if origin == "own":
+            origin = f"http://localhost:{running.address.port}"
+        if allowed:
+            async with running.watch(origin=origin) as client:
+                await client.expect("welcome")
+            return
+        assert origin is not None
+        assert (await running.refused(Origin=origin))[0] == 403
+
+
+async def test_a_token_comes_as_bearer_in_the_query_or_in_hello(start: Start) -> None:
+    async with start(token="secret") as running:
+        async with running.watch(token="secret") as client:
+            await client.expect("welcome")
+        async with running.watch("?token=secret&types=task.*") as client:
+            await client.expect("welcome")
+            await client.expect("subbed")
+        async with running.watch("?types=task.*") as client:
+            running.publish(1)  # counts from the handshake, told after hello
+            await client.send(t="hello", token="secret")
+            await client.expect("welcome")
+            await client.expect("subbed")
+            await client.events(1)
+
+
+async def test_a_wrong_token_is_refused_before_the_handshake(start: Start) -> None:
+    async with start(token="secret") as running:
+        assert (await running.refused(Authorization="Bearer wrong"))[0] == 401
+        assert (await running.refused("?token=wrong"))[0] == 401
+
+
+@pytest.mark.parametrize("frame", [{"t": "hello"}, {"t": "hello", "token": "wrong"}, {"t": "sub", "s": 1}, {"x": 1}])
+async def test_without_the_token_there_is_one_frame_only(
+    start: Start, caplog: pytest.LogCaptureFixture, frame: dict[str, object]
+) -> None:
+    with caplog.at_level(logging.DEBUG, "omniactors"):
+        async with start(token="secret") as running, running.watch("?types=task.*") as client:
+            running.publish(1)
+            await client.send(**frame)
+            bye = await client.expect("bye")
+            assert (bye["code"], bye["retry"]) == (4401, None)
+            assert await closed_with(client) == 4401
+            await wait_until_gone(running)
+    assert "wrong" not in caplog.text
+
+
+async def test_a_hello_that_does_not_come_ends_the_connection(start: Start) -> None:
+    config = GatewayConfig(hello_deadline=0.1)
+    async with start(token="secret", config=config) as running, running.watch() as client:
+        assert (await client.expect("bye"))["code"] == 4408
+        assert await closed_with(client) == 4408
+
+
+async def test_watchers_are_told_bye_when_the_gateway_stops() -> None:
+    bus = EventBus()
+    config = GatewayConfig(stop_deadline=2)
+    server = trio.CancelScope()
+
+    async def serving(*, task_status: trio.TaskStatus[GatewayAddress]) -> None:
+        with server:
+            await serve(bus, config=config, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        running = Running(bus, await nursery.start(serving))
+        async with running.watch("?types=task.*") as reader, running.watch() as silent:
+            stalled = await running.connect()
+            await stalled.send_all(b"GET / HT")
+            for kind in ("welcome", "subbed", "live"):
+                await reader.expect(kind)
+            await silent.expect("welcome")
+            begun = trio.current_time()
+            server.cancel()
+            for client in (reader, silent):
+                bye = await client.expect("bye")
+                assert (bye["code"], bye["retry"]) == (4000, 1.0)
+                assert await closed_with(client) == 4000
+            with trio.fail_after(PATIENCE):
+                assert await stalled.receive_some() == b""
+            await stalled.aclose()
+    assert trio.current_time() - begun < 1.5
+    assert bus.stats()["subscribers"] == []
+
+
+async def test_a_watcher_that_does_not_answer_the_good_bye_holds_nothing_up() -> None:
+    bus = EventBus()
+    config = GatewayConfig(stop_deadline=0.3)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(lambda task_status: serve(bus, config=config, task_status=task_status))
+            stream = await trio.open_tcp_stream("127.0.0.1", address.port)
+            await stream.send_all(HANDSHAKE)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+            nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(stream)
+    assert bus.stats()["subscribers"] == []
+
+
+async def test_the_end_of_the_bus_is_told(start: Start) -> None:
+    async with start() as running, running.watch("?types=task.*") as client:
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+        running.publish(2)
+        running.bus.close()
+        await client.events(2)
+        assert (await client.expect("end"))["why"] == "bus-closed"
+
+
+async def test_fifty_watchers_see_the_same(start: Start) -> None:
+    async with start() as running:
+        done: list[list[int]] = []
+        ready = trio.Event()
+        waiting = 50
+
+        async def watch() -> None:
+            nonlocal waiting
+            async with running.watch("?types=task.*") as client:
+                for kind in ("welcome", "subbed", "live"):
+                    await client.expect(kind)
+                waiting -= 1
+                if not waiting:
+                    ready.set()
+                done.append([event["o"] for event in await client.events(500)])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(watch)
+            await ready.wait()
+            running.publish(500)
+        assert done == [list(range(1, 501))] * 50

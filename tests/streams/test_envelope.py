@@ -1,0 +1,200 @@
+"""The envelope: what is refused, the wire form, and reading it back."""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniactors.errors import ContentError, EntryError, EnvelopeError
+from omniactors.streams.envelope import (
+    EventDecoder,
+    EventEnvelope,
+    PayloadBase,
+    check_content,
+    check_topic,
+    encode_event,
+)
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def envelope(content: object = None, **fields: Any) -> EventEnvelope[Any]:
+    return EventEnvelope(topic="greet", payload=PayloadBase(content=content), **fields)
+
+
+def decode(body: bytes, content_type: object = Any) -> EventEnvelope[Any]:
+    return EventDecoder(content_type).decode(body, topic="greet", entry_id="5-1", attempts=2)
+
+
+# -- topics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topic", ["", "  ", None, 5, "omni-dlq:x", "a:dlq", "a:dlq:b", "a\nb", "omni.webhook"])
+def test_a_topic_that_is_none_is_refused(topic: object) -> None:
+    with pytest.raises(EnvelopeError, match=r"^Topic must"):
+        check_topic(topic)
+
+
+def test_a_topic_is_stripped_and_a_prefix_is_only_reserved_with_its_dot() -> None:
+    assert check_topic("  greet.user ") == "greet.user"
+    assert check_topic("omnivore") == "omnivore"
+    assert check_topic("omni.webhook", internal=True) == "omni.webhook"
+
+
+def test_an_envelope_strips_its_topics_and_has_an_id_and_a_time() -> None:
+    event = EventEnvelope(topic=" greet ", payload=PayloadBase(content=1, reply_to=" next "))
+    assert (event.topic, event.payload.reply_to) == ("greet", "next")
+    assert event.id != envelope().id
+    assert event.created_at > 1_700_000_000
+    assert event.delivery_attempts == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"id": ""}, {"id": " "}, {"id": 5}, {"delivery_attempts": 0}, {"delivery_attempts": True}]
+)
+def test_an_envelope_with_a_bad_field_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(EnvelopeError, match=next(iter(fields))):
+        envelope(**fields)
+
+
+def test_a_payload_that_is_none_and_a_bad_reply_topic_are_refused() -> None:
+    with pytest.raises(EnvelopeError, match="PayloadBase, not dict"):
+        EventEnvelope(topic="greet", payload={"content": 1})  # type: ignore[arg-type]
+    with pytest.raises(EnvelopeError, match="Topic must"):
+        PayloadBase(content=1, reply_to=" ")
+
+
+# -- content ------------------------------------------------------------------------------------
+
+
+class Color(str):  # noqa: SLOT000 -- as users write it
+    """A string by inheritance."""
+
+
+class Weight(float):
+    """A number by inheritance, as numpy's are."""
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+ring: list[object] = []
+ring.append(ring)
+
+
+@pytest.mark.parametrize(
+    ("content", "path"),
+    [
+        (float("nan"), "$"),
+        (Weight("nan"), "$"),
+        ({"a": [1, float("inf")]}, "$.a[1]"),
+        ({"a": {"b": {1, 2}}}, "$.a.b"),
+        ([{"x": object()}], "$[0].x"),
+        ({"a": {5: 1}}, "$.a"),
+        (b"bytes", "$"),
+        (ring, "$"),
+        ("\ud800", "$"),
+        ({"\ud800": 1}, "$"),
+    ],
+)
+def test_content_that_is_no_json_is_refused_with_its_path(content: object, path: str) -> None:
+    with pytest.raises(ContentError) as caught:
+        encode_event(envelope(content))
+    assert caught.value.path == path
+
+
+@given(json_values)
+def test_every_json_value_passes_and_comes_back(content: Any) -> None:
+    check_content(content)
+    body = encode_event(envelope(content))
+    assert json.loads(body)["content"] == content
+    assert decode(body).payload.content == content
+
+
+def test_subclasses_and_tuples_are_json_too() -> None:
+    content = {Color("c"): Color("red"), "w": Weight(1.5), "l": Level.HIGH, "t": (1, (2,)), "b": True, "big": 2**70}
+    body = encode_event(envelope(content))
+    assert decode(body).payload.content == {"c": "red", "w": 1.5, "l": 3, "t": [1, [2]], "b": True, "big": 2**70}
+
+
+# -- the wire -----------------------------------------------------------------------------------
+
+
+def test_the_wire_form_is_flat_with_all_its_fields_in_order() -> None:
+    event = EventEnvelope(
+        topic="greet",
+        payload=PayloadBase(content={"n": 1}, webhook="http://x", reply_to="next"),
+        id="task",
+        tenant_id="tenant",
+        correlation_id="correlation",
+        causation_id="cause",
+        source="test",
+        created_at=5.5,
+    )
+    assert encode_event(event) == (
+        b'{"content":{"n":1},"webhook":"http://x","reply_to":"next","topic":"greet","task_id":"task",'
+        b'"correlation_id":"correlation","causation_id":"cause","source":"test","tenant_id":"tenant",'
+        b'"delivery_attempts":1,"created_at":5.5}'
+    )
+    assert decode(encode_event(event)) == msgspec.structs.replace(event, delivery_attempts=2)
+
+
+def test_what_a_foreign_body_leaves_out_is_filled_in_and_what_is_unknown_ignored() -> None:
+    event = decode(b'{"content": "hi", "reply_to": "", "headers": {"a": 1}}')
+    assert (event.topic, event.id, event.payload.content) == ("greet", "greet:5-1", "hi")
+    assert (event.payload.reply_to, event.correlation_id, event.delivery_attempts) == (None, None, 2)
+    assert decode(b'{"content": "hi"}').id == event.id
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"content":',
+        b'{"content": 1, "task_id": 5}',
+        b'{"content": "\xed\xa0\x80"}',
+        b'{"content": 1, "topic": "a:dlq"}',
+        b'{"content":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_a_body_that_is_no_event_is_an_entry_error(body: bytes) -> None:
+    with pytest.raises(EntryError, match="no event that this agent can read"):
+        decode(body)
+
+
+class Greeting(TypedDict):
+    name: str
+
+
+def test_content_is_read_as_the_type_that_the_agent_named() -> None:
+    assert decode(b'{"content": {"name": "A"}}', Greeting).payload.content == {"name": "A"}
+    with pytest.raises(EntryError, match="name"):
+        decode(b'{"content": {"name": 5}}', Greeting)
+
+
+@given(st.binary(max_size=80) | json_values.map(msgspec.json.encode))
+def test_garbage_is_an_event_or_an_entry_error_and_nothing_else(body: bytes) -> None:
+    try:
+        event = decode(body)
+    except EntryError:
+        return
+    assert isinstance(event, EventEnvelope)

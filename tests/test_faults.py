@@ -1,0 +1,189 @@
+"""What survives kill -9, Ctrl-C and forgetfulness: real processes on one file."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from omniactors import OmniActors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TASKS = 2000
+
+RUNNER = """
+    import sys, trio
+    from omniactors import Agent, EventEnvelope, OmniActors
+
+    omni = OmniActors(sys.argv[1])
+
+    class Square(Agent, topic="square", concurrency=8):
+        async def handle(self, event: EventEnvelope[int]) -> int:
+            with open(sys.argv[2], "a") as log:
+                log.write(f"{event.payload.content}\\n")
+            await trio.sleep(0.001)
+            return event.payload.content ** 2
+
+    omni.add(Square, name="square")
+    trio.run(omni.run)
+"""
+
+PUBLISHER = """
+    import sys, trio
+    from omniactors import OmniActors
+
+    async def main():
+        omni = OmniActors(sys.argv[1])
+        number = 0
+        while True:
+            task_id = f"{sys.argv[2]}-{number}"
+            await omni.publish("square", number, task_id=task_id)
+            print(task_id, flush=True)
+            number += 1
+
+    trio.run(main)
+"""
+
+
+def start(code: str, *args: object, folder: Path, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def wait_for_lines(path: Path, count: int, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while len(lines(path)) < count:
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def integrity(file: Path) -> str:
+    connection = sqlite3.connect(file)
+    try:
+        return str(connection.execute("PRAGMA integrity_check").fetchone()[0])
+    finally:
+        connection.close()
+
+
+async def finish(url: str, task_ids: list[str]) -> list[object]:
+    """The results of all tasks; waits for those that are still being worked on."""
+    omni = OmniActors(url)
+    with trio.fail_after(60):
+        results = [await omni.wait_result(task_id) for task_id in task_ids]
+    await omni.shutdown()
+    return results
+
+
+async def publish_all(url: str) -> list[str]:
+    omni = OmniActors(url)
+    ids = await omni.publish_batch([("square", number) for number in range(TASKS)])
+    await omni.shutdown()
+    return ids
+
+
+def test_kill_9_of_the_runner_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+    file, log = tmp_path / "work.db", tmp_path / "handled.log"
+    url = f"sqlite:///{file}"
+    ids = trio.run(publish_all, url)
+    for part in (1, 2):
+        runner = start(RUNNER, url, log, folder=tmp_path)
+        wait_for_lines(log, part * TASKS // 4)
+        kill(runner)
+    runner = start(RUNNER, url, log, folder=tmp_path)
+    results = trio.run(finish, url, ids)
+    kill(runner)
+    assert results == [number**2 for number in range(TASKS)]
+    # What was settled is never repeated: a kill costs at most what was in memory at that moment.
+    assert TASKS <= len(lines(log)) <= TASKS + 2 * 128
+    assert integrity(file) == "ok"
+
+
+def test_publishers_killed_at_random_beside_a_runner_leave_a_sound_file(tmp_path: Path) -> None:
+    seed = 20261121
+    chance = random.Random(seed)
+    file, log = tmp_path / "work.db", tmp_path / "handled.log"
+    url = f"sqlite:///{file}"
+    runner = start(RUNNER, url, log, folder=tmp_path)
+    acknowledged: list[str] = []
+    for number in range(6):
+        outputs = [tmp_path / f"published-{number}-{side}" for side in "ab"]
+        publishers = []
+        for side, output in zip("ab", outputs, strict=True):
+            with output.open("w") as stream:
+                publishers.append(start(PUBLISHER, url, f"{number}{side}", folder=tmp_path, stdout=stream))
+        for output in outputs:
+            wait_for_lines(output, 3)
+        time.sleep(chance.uniform(0, 0.3))
+        for publisher in publishers:
+            kill(publisher)
+        # A line that the kill cut in half was never acknowledged to anyone.
+        acknowledged += [line for output in outputs for line in output.read_text().rpartition("\n")[0].splitlines()]
+    results = trio.run(finish, url, acknowledged)
+    kill(runner)
+    assert results == [int(task_id.partition("-")[2]) ** 2 for task_id in acknowledged]
+    assert integrity(file) == "ok"
+
+
+def test_a_restart_of_the_runner_repeats_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "handled.log"
+    url = f"sqlite:///{tmp_path / 'work.db'}"
+    ids = trio.run(publish_all, url)[:100]
+    for _ in range(2):
+        runner = start(RUNNER, url, log, folder=tmp_path)
+        trio.run(finish, url, ids)
+        wait_for_lines(log, TASKS)
+        time.sleep(0.3)
+        runner.send_signal(signal.SIGINT)
+        runner.wait(timeout=20)
+    assert len(lines(log)) == TASKS
+
+
+def test_a_script_that_publishes_and_forgets_ends_at_once_and_all_is_durable(tmp_path: Path) -> None:
+    code = """
+        import sys, trio
+        from omniactors import OmniActors
+
+        omni = OmniActors(sys.argv[1])
+
+        async def main():
+            for number in range(50):
+                await omni.publish("square", number, task_id=str(number))
+
+        trio.run(main)
+    """
+    url = f"sqlite:///{tmp_path / 'work.db'}"
+    began = time.monotonic()
+    script = start(code, url, folder=tmp_path)
+    assert script.wait(timeout=20) == 0
+    assert time.monotonic() - began < 5
+    runner = start(RUNNER, url, tmp_path / "log", folder=tmp_path)
+    results = trio.run(finish, url, [str(number) for number in range(50)])
+    kill(runner)
+    assert results == [number**2 for number in range(50)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_the_default_store_is_a_file_below_the_working_directory(tmp_path: Path) -> None:
+    code = "import trio; from omniactors import OmniActors; trio.run(OmniActors().publish, 't', 1)"
+    assert start(code, folder=tmp_path).wait(timeout=20) == 0
+    assert (tmp_path / ".omniactors" / "omniactors.db").is_file()
