@@ -187,3 +187,86 @@ def test_the_default_store_is_a_file_below_the_working_directory(tmp_path: Path)
     code = "import trio; from omniactors import OmniActors; trio.run(OmniActors().publish, 't', 1)"
     assert start(code, folder=tmp_path).wait(timeout=20) == 0
     assert (tmp_path / ".omniactors" / "omniactors.db").is_file()
+
+
+def test_an_event_that_kills_its_process_again_and_again_is_dead_lettered(tmp_path: Path) -> None:
+    code = """
+        import os, sys, trio
+        from omniactors import Agent, EventEnvelope, OmniActors
+
+        omni = OmniActors(sys.argv[1])
+
+        class Poisoned(Agent, topic="poison", name="poisoned"):
+            async def handle(self, event: EventEnvelope[str]) -> str:
+                if event.payload.content == "poison":
+                    os._exit(9)
+                return event.payload.content
+
+        omni.add(Poisoned)
+        trio.run(omni.run)
+    """
+    url = f"sqlite:///{tmp_path / 'work.db'}"
+    trio.run(OmniActors(url).publish, "poison", "poison")
+    for _ in range(3):
+        assert start(code, url, folder=tmp_path).wait(timeout=20) == 9
+    runner = start(code, url, folder=tmp_path)
+
+    async def look() -> tuple[object, str, int]:
+        omni = OmniActors(url)
+        with trio.fail_after(20):
+            result = await omni.wait_result(await omni.publish("poison", "fine"))
+            (dead,) = await omni.streams.dlq("poison")
+        await omni.shutdown()
+        return result, dead.reason, dead.attempts
+
+    try:
+        assert trio.run(look) == ("fine", "crash-loop", 0)
+    finally:
+        kill(runner)
+
+
+def test_ctrl_c_lets_running_tasks_finish_and_acknowledges_them(tmp_path: Path) -> None:
+    code = """
+        import sys, trio
+        from omniactors import Agent, EventEnvelope, OmniActors
+
+        omni = OmniActors(sys.argv[1])
+
+        class Steady(Agent, topic="steady", concurrency=2):
+            async def handle(self, event: EventEnvelope[int]) -> int:
+                with open(sys.argv[2], "a") as log:
+                    log.write(f"{event.payload.content}\\n")
+                await trio.sleep(0.5)
+                return event.payload.content
+
+        omni.add(Steady)
+        try:
+            trio.run(omni.run)
+        except KeyboardInterrupt:
+            sys.exit(130)
+    """
+    url, log = f"sqlite:///{tmp_path / 'work.db'}", tmp_path / "log"
+
+    async def publish() -> list[str]:
+        omni = OmniActors(url)
+        ids = await omni.publish_batch([("steady", number) for number in range(4)])
+        await omni.shutdown()
+        return ids
+
+    async def results() -> list[object]:
+        omni = OmniActors(url)
+        found = [await omni.get_result(task_id) for task_id in ids]
+        await omni.shutdown()
+        return found
+
+    ids = trio.run(publish)
+    runner = start(code, url, log, folder=tmp_path)
+    wait_for_lines(log, 2)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(timeout=20) == 130
+    assert trio.run(results) == [0, 1, None, None]
+    assert lines(log) == ["0", "1"]
+    runner = start(code, url, log, folder=tmp_path)
+    assert trio.run(finish, url, ids) == [0, 1, 2, 3]
+    kill(runner)
+    assert lines(log) == ["0", "1", "2", "3"]

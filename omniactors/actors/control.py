@@ -8,26 +8,22 @@ children end in order.
 
 from __future__ import annotations
 
-import contextvars
 import random
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import trio
 
 from omniactors.actors import notices
 from omniactors.actors.commands import Command, StopCommand
+from omniactors.actors.keeper import Keeper
 from omniactors.actors.mailbox import Parker
 from omniactors.actors.roster import Roster
 from omniactors.actors.rules import ExitReason, restart_group, should_restart
-from omniactors.actors.schedule import RestartSchedule
-from omniactors.actors.stopping import stop_run
-from omniactors.actors.waiting import RunningChild, running_child
 from omniactors.errors import ChildAlreadyPresent, ChildAlreadyStarted, ChildStartError, GaveUp, SupervisorClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.refs import ChildRef
@@ -58,22 +54,18 @@ class Control:
     def __init__(self, owner: SlotOwner, flags: Flags, specs: Sequence[ChildSpec]) -> None:
         self.flags = flags
         self.roster = Roster(owner, flags, specs)
+        self.keeper = Keeper(owner, flags, self.roster, on_exit=self._note_exit, on_interrupt=self.request_stop)
         self.ready = trio.Event()
         """Set when all static children are ready, or the start has failed."""
-        self.stopping = trio.Event()
-        """From now on nothing is started."""
         self.ended = trio.Event()
         self.body_scope = trio.CancelScope()
         self.failure: Exception | None = None
         """What ended the supervisor: a ChildStartError or a GaveUp."""
         self.is_open = False
         self._owner = owner
-        self._schedule = RestartSchedule(flags)
         self._inbox: deque[_Exit | _Retry | Command[Any]] = deque()
         self._parker = Parker()
-        self._starting: dict[Incarnation, None] = {}
         self._has_body_left = False
-        self._has_grace = True
 
     # -- from outside ---------------------------------------------------------------------------
 
@@ -81,8 +73,7 @@ class Control:
         """Begin to run in `nursery`."""
         self.is_open = True
         self.nursery = nursery
-        # The first incarnation and the hundredth see the same context variables.
-        self._context = contextvars.copy_context()
+        self.keeper.open(nursery)
         nursery.start_soon(self._feel_cancellation, name=f"{self._owner.path} (sentinel)")
         nursery.start_soon(self._run, name=f"{self._owner.path} (supervisor)")
 
@@ -93,42 +84,23 @@ class Control:
 
     def request_stop(self) -> None:
         """Begin to stop; idempotent, returns at once."""
+        self.keeper.begin_stopping()
         self._parker.wake()
-        if self.stopping.is_set():
-            return
-        self.stopping.set()
-        for run in self._starting:
-            run.abort()
-        # Whoever waits for a child that is down would wait for a restart that does not come.
-        for slot in self.roster.in_order():
-            if slot.state == "restarting":
-                self._close(slot, slot.reason or ExitReason.SHUTDOWN)
-            elif slot.run is not None and slot.run.reason is not None and slot.run.is_started:
-                self._close(slot, self._note_end(slot, slot.run))
 
     def stop_now(self) -> None:
         """End without grace: everything left is cancelled at once."""
-        self._has_grace = False
         self.request_stop()
-        for slot in self.roster.in_order():
-            kill(slot)
+        self.keeper.kill_all()
 
     async def request(self, command: Command[T]) -> T:
         """Have the control task perform `command`; raises SupervisorClosed when it takes no more of these."""
-        is_closed = self.ended if isinstance(command, StopCommand) else self.stopping
+        is_closed = self.ended if isinstance(command, StopCommand) else self.keeper.stopping
         if is_closed.is_set() or not self.is_open:
             raise SupervisorClosed(self._owner.path)
         command.announce(self._owner.place)
         self._inbox.append(command)
         self._parker.wake()
         return await command.wait()
-
-    def abort_start(self, slot: Slot) -> None:
-        """Undo a start that nobody wants any more; the control task finds it ended."""
-        run = slot.run
-        if run is not None and run in self._starting:
-            run.expected = True
-            run.abort()
 
     # -- what commands do -------------------------------------------------------------------------
 
@@ -155,25 +127,24 @@ class Control:
     async def stop(self, slot: Slot, command: Command[None]) -> None:
         """Stop a child for good, within its grace time."""
         command.concerns(slot.place)
-        await self.stop_slot(slot)
+        await self.keeper.stop(slot)
 
     async def delete(self, slot: Slot) -> None:
         """Forget a stopped child."""
         self.roster.drop(self.roster.get_stopped(slot))
 
     def _refuse_when_stopping(self) -> None:
-        if self.stopping.is_set():
+        if self.keeper.stopping.is_set():
             raise SupervisorClosed(self._owner.path)
 
     async def _start_for(self, slot: Slot, command: Command[ChildRef]) -> ChildRef:
-        command.on_abandon = lambda: self.abort_start(slot)
+        command.on_abandon = lambda: self.keeper.abort_start(slot)
         command.concerns(slot.place)
-        run = await self._start(slot)
+        run = await self.keeper.start(slot)
         command.on_abandon = None
-        if run.ignored or (run.is_started and not run.expected):
-            self._after_start(slot, run)
+        if self.keeper.take(slot, run):
             return slot.ref
-        await self.stop_slot(slot)
+        await self.keeper.stop(slot)
         self._refuse_when_stopping()
         raise _start_error(slot, run)
 
@@ -191,7 +162,7 @@ class Control:
             try:
                 await self._start_all()
                 self.ready.set()
-                while not self.stopping.is_set():
+                while not self.keeper.stopping.is_set():
                     await self._serve_one()
             finally:
                 self.request_stop()
@@ -200,27 +171,26 @@ class Control:
 
     async def _start_all(self) -> None:
         for slot in self.roster.in_order():
-            if self.stopping.is_set():
+            if self.keeper.stopping.is_set():
                 return
-            run = await self._start(slot)
-            if run.ignored or (run.is_started and not run.expected):
-                self._after_start(slot, run)
-            elif run.expected:
-                await self.stop_slot(slot)
-            elif not self.stopping.is_set():
+            run = await self.keeper.start(slot)
+            if self.keeper.take(slot, run):
+                continue
+            if not run.expected and not self.keeper.stopping.is_set():
                 self.failure = _start_error(slot, run)
-                await self.stop_slot(slot)
+            await self.keeper.stop(slot)
+            if self.failure is not None:
                 self.request_stop()
 
     async def _serve_one(self) -> None:
         now = trio.current_time()
-        slot = self._schedule.take_due(now)
+        slot = self.keeper.schedule.take_due(now)
         if slot is not None:
             await self.carry_out(self._restart_now, slot)
         elif self._inbox:
             await self._handle(self._inbox.popleft())
         else:
-            with trio.move_on_at(self._schedule.next_due()):
+            with trio.move_on_at(self.keeper.schedule.next_due()):
                 await self._parker.park()
 
     async def _handle(self, item: _Exit | _Retry | Command[Any]) -> None:
@@ -258,17 +228,21 @@ class Control:
         elif isinstance(item, Command):
             item.refuse(SupervisorClosed(self._owner.path))
 
+    def _note_exit(self, slot: Slot, run: Incarnation) -> None:
+        self._inbox.append(_Exit(slot, run))
+        self._parker.wake()
+
     # -- restarts ---------------------------------------------------------------------------------
 
     async def _child_exited(self, slot: Slot, run: Incarnation) -> None:
         """A child that was ready has ended."""
         if slot.run is not run:
             return
-        reason = self._note_end(slot, run)
-        if run.by_itself and should_restart(slot.spec.restart, reason) and not self.stopping.is_set():
+        reason = self.keeper.note_end(slot, run)
+        if run.by_itself and should_restart(slot.spec.restart, reason) and not self.keeper.stopping.is_set():
             await self._restart(slot, reason)
             return
-        self._close(slot, reason)
+        self.keeper.close(slot, reason)
         if run.by_itself and self.roster.ends_all(slot):
             self._finish()
 
@@ -280,16 +254,16 @@ class Control:
     async def _restart(self, slot: Slot, reason: ExitReason) -> None:
         """Restart a child whose end is not its last, at once or after its backoff."""
         now = trio.current_time()
-        if not self._schedule.allow(now):
+        if not self.keeper.schedule.allow(now):
             self._give_up(slot, reason)
             return
-        delay = self._schedule.delay(slot, now, random.random())  # noqa: S311 -- jitter, not a secret
+        delay = self.keeper.schedule.delay(slot, now, random.random())  # noqa: S311 -- jitter, not a secret
         slot.restarting()
-        self._owner.emit(notices.ChildRestartScheduled(slot.path, delay, self._schedule.count(now)))
+        self._owner.emit(notices.ChildRestartScheduled(slot.path, delay, self.keeper.schedule.count(now)))
         if delay == 0:
             await self._restart_now(slot)
         else:
-            self._schedule.put_off(slot, delay, now)
+            self.keeper.schedule.put_off(slot, delay, now)
 
     async def _restart_now(self, failed: Slot) -> None:
         """Stop the failed child's group in reverse order, then start it in order.
@@ -302,30 +276,28 @@ class Control:
             group = list(restart_group(self.flags.strategy, self.roster.in_order(), failed))
             for slot in reversed(group):
                 if slot is not failed:
-                    await self._pause(slot)
+                    await self.keeper.pause(slot)
         for slot in group:
-            if self.stopping.is_set():
+            if self.keeper.stopping.is_set():
                 return
             if not self.roster.holds(slot):
                 continue
-            run = await self._start(slot)
-            if run.ignored or (run.is_started and not run.expected):
-                self._after_start(slot, run)
-            elif run.expected:
-                await self.stop_slot(slot)
+            run = await self.keeper.start(slot)
+            if self.keeper.take(slot, run):
+                continue
+            if run.expected or self.keeper.stopping.is_set():
+                await self.keeper.stop(slot)
             else:
                 self._retry_start(slot, run)
                 return
 
     def _retry_start(self, slot: Slot, run: Incarnation) -> None:
-        if self.stopping.is_set():
-            return
-        reason = self._note_end(slot, run)
+        reason = self.keeper.note_end(slot, run)
         slot.restarting()
         self._inbox.append(_Retry(slot, slot.generation, reason))
 
     def _give_up(self, slot: Slot, reason: ExitReason) -> None:
-        self._close(slot, reason)
+        self.keeper.close(slot, reason)
         self._owner.emit(notices.SupervisorGaveUp(self._owner.path, slot.id, reason))
         self.failure = GaveUp(self._owner.path, slot.id, str(self.flags.intensity))
         self.failure.__cause__ = reason.error
@@ -335,136 +307,18 @@ class Control:
         self.body_scope.cancel(f"supervisor {self._owner.path} ends")
         self.request_stop()
 
-    # -- starting one child -----------------------------------------------------------------------
-
-    async def _start(self, slot: Slot) -> Incarnation:
-        """Start one incarnation and wait until it is ready, or has ended before it was.
-
-        The child is a task of the supervisor's nursery from its first step. `nursery.start` would
-        keep it in a nursery of its own until it is ready, and strand it there if the starter is
-        cancelled at that moment (trio issues 2544 and 2895).
-        """
-        if slot.state == "stopped":
-            self.roster.opened(slot)
-        self._schedule.call_off(slot, trio.current_time())
-        run = slot.begin()
-        self._starting[run] = None
-        with self.busy_with(slot):
-            self._context.run(self._spawn, slot, run)
-            await run.settled.wait()
-        self._starting.pop(run, None)
-        return run
-
-    def _spawn(self, slot: Slot, run: Incarnation) -> None:
-        self.nursery.start_soon(self._run_child, slot, run, name=slot.path)
-
-    async def _run_child(self, slot: Slot, run: Incarnation) -> None:
-        running_child.set(RunningChild(slot.place, trio.lowlevel.current_task(), is_actor=slot.is_actor))
-        try:
-            await run.run(lambda status: slot.child.run(slot, status))
-        except BaseException:
-            # KeyboardInterrupt or SystemExit, on its way to the nursery: nothing is restarted after it.
-            self.request_stop()
-            raise
-        finally:
-            self._report_end(slot, run)
-
-    def _report_end(self, slot: Slot, run: Incarnation) -> None:
-        if not run.is_started or slot.run is not run:
-            return
-        if self.stopping.is_set():
-            self._close(slot, self._note_end(slot, run))
-        else:
-            self._inbox.append(_Exit(slot, run))
-            self._parker.wake()
-            # Nobody but the control task brings it back.
-            slot.place.hold(self._owner.place)
-
-    def _after_start(self, slot: Slot, run: Incarnation) -> None:
-        """Note a child that is ready, or one that is not wanted now."""
-        if run.ignored:
-            self._close(slot, self._note_end(slot, run))
-        elif slot.run is run:
-            slot.ready(trio.current_time())
-            self._owner.emit(notices.ChildStarted(slot.path, slot.incarnation))
-
-    # -- stopping one child -----------------------------------------------------------------------
-
-    @contextmanager
-    def busy_with(self, slot: Slot) -> Iterator[None]:
-        """While this lasts, whoever waits for the control task waits for the child of `slot`."""
-        self._owner.place.hold(slot.place)
-        try:
-            yield
-        finally:
-            self._owner.place.go_on()
+    # -- stopping ---------------------------------------------------------------------------------
 
     async def stop_all(self) -> None:
         """Stop all children, the newest first."""
         for slot in reversed(self.roster.in_order()):
-            await self.stop_slot(slot)
+            await self.keeper.stop(slot)
 
     async def stop_together(self) -> None:
         """Stop all children at once; each has its own grace time, so all take as long as the longest."""
         async with trio.open_nursery() as nursery:
             for slot in self.roster.in_order():
-                nursery.start_soon(self.stop_slot, slot)
-
-    async def stop_slot(self, slot: Slot) -> None:
-        """Stop the child for good, call off its restart, keep the spec unless it is temporary."""
-        await self._end_run(slot)
-        if slot.state != "stopped" and slot.run is None:
-            self._close(slot, slot.reason or ExitReason.SHUTDOWN)
-
-    async def _pause(self, slot: Slot) -> None:
-        """Stop the child because it is to be restarted with its group; what is queued for it stays."""
-        if slot.spec.restart == "temporary":
-            await self.stop_slot(slot)
-        elif slot.run is not None:
-            slot.run.for_restart = True
-            await self._end_run(slot)
-            if self.stopping.is_set():
-                await self.stop_slot(slot)
-            else:
-                slot.restarting()
-
-    async def _end_run(self, slot: Slot) -> None:
-        """Stop the slot's present run, if there is one."""
-        run = slot.run
-        if run is None:
-            return
-        slot.state = "stopping"
-        with self.busy_with(slot):
-            await stop_run(slot, run, slot.spec.shutdown if self._has_grace else 0)
-        if slot.run is run:
-            self._note_end(slot, run)
-
-    def _note_end(self, slot: Slot, run: Incarnation) -> ExitReason:
-        """Note and tell that the slot's run has ended; its reason."""
-        reason = run.reason or ExitReason.KILLED
-        slot.end(reason)
-        if run.ignored:
-            pass
-        elif not run.is_started:
-            self._owner.emit(notices.ChildStartFailed(slot.path, reason))
-        elif run.by_itself:
-            self._owner.emit(notices.ChildExited(slot.path, slot.incarnation, reason))
-        else:
-            self._owner.emit(notices.ChildStopped(slot.path, slot.incarnation, reason))
-        return reason
-
-    def _close(self, slot: Slot, reason: ExitReason) -> None:
-        """No restart of this child is to come."""
-        if slot.state != "stopped":
-            self.roster.closed(slot)
-        self._schedule.call_off(slot, trio.current_time())
-        slot.close(reason)
-        if self.forgets(slot):
-            self.roster.drop(slot)
-
-    def forgets(self, slot: Slot) -> bool:
-        """Whether the spec of a child that has ended is dropped."""
-        return slot.spec.restart == "temporary"
+                nursery.start_soon(self.keeper.stop, slot)
 
 
 class PoolControl(Control):
@@ -482,28 +336,12 @@ class ConcurrentControl(PoolControl):
         """Do one thing to one child, beside whatever else is going on."""
         self.nursery.start_soon(_shielded, action, *args, name=f"{self._owner.path} (supervisor)")
 
-    @contextmanager
-    def busy_with(self, slot: Slot) -> Iterator[None]:  # noqa: ARG002 -- nobody else is held up by it
-        """Nothing waits for it."""
-        yield
-
-    def forgets(self, slot: Slot) -> bool:  # noqa: ARG002 -- all alike
-        """Every one."""
-        return True
-
 
 def _start_error(slot: Slot, run: Incarnation) -> ChildStartError:
     error = ChildStartError(slot.id)
     cause = run.reason.error if run.reason is not None else None
     error.__cause__ = cause or RuntimeError(f"it ended ({run.reason}) without calling task_status.started()")
     return error
-
-
-def kill(slot: Slot) -> None:
-    """Cancel the child of `slot` for good, without waiting for its end."""
-    if slot.run is not None:
-        slot.run.expected = True
-        slot.run.kill()
 
 
 async def _shielded(action: Callable[..., Awaitable[object]], *args: Any) -> None:

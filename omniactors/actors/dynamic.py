@@ -47,7 +47,11 @@ class DynamicSupervisor(Supervisor):
         if max_children < 1 or math.isnan(max_children):
             raise ValueError(f"max_children must be at least 1, not {max_children!r}")
         flags = Flags(
-            intensity=intensity or Intensity(), backoff=backoff, stop_deadline=stop_deadline, max_children=max_children
+            intensity=intensity or Intensity(),
+            backoff=backoff,
+            stop_deadline=stop_deadline,
+            max_children=max_children,
+            independent=True,
         )
         super().__init__(flags, [], path=name, emit=emit)
         self.child_id = name

@@ -206,6 +206,8 @@ class Flags:
     auto_shutdown: AutoShutdown = "never"
     stop_deadline: float = math.inf
     max_children: float = math.inf
+    independent: bool = False
+    """Whether children come and go each by itself: starts and stops overlap, and who has ended is forgotten."""
 
     def __post_init__(self) -> None:
         """Raise ValueError or TypeError for a flag that is not allowed."""

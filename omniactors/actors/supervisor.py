@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 import trio
 
 from omniactors.actors.commands import Command, StopCommand
-from omniactors.actors.control import Control, kill
+from omniactors.actors.control import Control
+from omniactors.actors.keeper import kill
 from omniactors.actors.rules import crash_part
 from omniactors.actors.specs import as_spec
 from omniactors.actors.waiting import Place, check_not_inside, current_place, running_child
@@ -139,7 +140,7 @@ class Supervisor:
 
     async def wait_stopping(self) -> None:
         """Wait until the supervisor is about to end, whatever the reason; cancellable."""
-        await self._control.stopping.wait()
+        await self._control.keeper.stopping.wait()
 
     async def wait_ended(self) -> None:
         """Wait until every child has ended; cancellable."""
@@ -250,7 +251,7 @@ class Supervisor:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         control = self._control
-        control.abort_start(slot)
+        control.keeper.abort_start(slot)
         await control.request(StopCommand(lambda command: control.stop(slot, command)))
 
     async def stop_slot_now(self, slot: Slot) -> None:

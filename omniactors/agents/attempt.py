@@ -60,7 +60,8 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         current_event.reset(token)
         subscription.lane.handled(delivery)
     settlement = _settlement(delivery, outcome, subscription)
-    services.settler.submit(Job(subscription.lane, settlement, event, time.perf_counter() - began))
+    seconds = time.perf_counter() - began
+    services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome), seconds))
     if error is not None and subscription.options.on_error == "restart":
         raise error
 
@@ -100,6 +101,10 @@ def _failure(error: Exception) -> tuple[Failed, Exception | None]:
     return Failed(error=info), error
 
 
+def _error_of(outcome: Outcome) -> ErrorInfo | None:
+    return outcome.error if isinstance(outcome, Failed) else None
+
+
 def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription) -> Settlement:
     options, clock = subscription.options, subscription.services.clock
 
@@ -130,11 +135,18 @@ def lone_error(error: Exception) -> Exception:
 
 
 def error_info(error: BaseException) -> ErrorInfo:
-    """An exception as data."""
-    text = "".join(traceback.format_exception(error))
-    return ErrorInfo(
-        type=type(error).__name__, message=str(error) or type(error).__name__, traceback=text[-MAX_TRACEBACK:]
-    )
+    """An exception as data that can be written as JSON, whatever its texts hold."""
+    try:
+        message = str(error) or type(error).__name__
+        trace = "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
+        message, trace = f"its message cannot be read: {type(broken).__name__}", ""
+    return ErrorInfo(type=type(error).__name__, message=_text(message), traceback=_text(trace[-MAX_TRACEBACK:]))
+
+
+def _text(text: str) -> str:
+    """The text without lone surrogates, which file names bring into messages and UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def task_event(event_type: str, event: EventEnvelope[Any], agent: str, **data: object) -> Event:

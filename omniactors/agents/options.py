@@ -47,7 +47,8 @@ class AgentOptions:
 
     `topics` it subscribes to. `name`: agents of one name share the work of a topic, agents of
     different names each get everything; no ':' in it. `concurrency`: how many instances handle
-    events, each one at a time. `mailbox`: how many events may wait in memory. `retry`: how often and
+    events, each one at a time. `mailbox`: how many events are held in memory, at most (128, or twice
+    the concurrency if that is more). `retry`: how often and
     when a failed event comes back. `timeout`: seconds for one `handle`. `key`: events with one key
     are handled in order, a function of the event or the name of a field of its content.
     `reply_to`: the topic of replies when the event names none. `on_error`: "restart" restarts the
@@ -58,7 +59,7 @@ class AgentOptions:
     topics: tuple[str, ...] = ()
     name: str | None = None
     concurrency: int = 1
-    mailbox: Mailbox = field(default_factory=Mailbox)
+    mailbox: Mailbox | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     key: EventKey | str | None = None
@@ -74,9 +75,9 @@ class AgentOptions:
             check_name(self.name)
         if isinstance(self.concurrency, bool) or not isinstance(self.concurrency, int) or self.concurrency < 1:
             raise AgentError(f"concurrency must be an integer of at least 1, not {self.concurrency!r}")
-        if not isinstance(self.mailbox, Mailbox):
+        if self.mailbox is not None and not isinstance(self.mailbox, Mailbox):
             raise AgentError(f"mailbox must be a Mailbox, not {self.mailbox!r}")
-        if self.mailbox.overflow != "wait":
+        if self.mailbox is not None and self.mailbox.overflow != "wait":
             raise AgentError(f"events are durable: an agent's mailbox cannot have overflow={self.mailbox.overflow!r}")
         if not isinstance(self.retry, RetryPolicy):
             raise AgentError(f"retry must be a RetryPolicy, not {self.retry!r}")
@@ -104,6 +105,12 @@ class AgentOptions:
         if "tools" in changes:
             changes["tools"] = tuple(tool_name(tool) for tool in changes["tools"])
         return replace(self, **changes)
+
+    @property
+    def capacity(self) -> int:
+        """How many events may be held in memory."""
+        default = Mailbox().capacity
+        return max(default, 2 * self.concurrency) if self.mailbox is None else self.mailbox.capacity
 
     def key_of(self, event: EventEnvelope[Any]) -> Hashable:
         """The key of an event, None when it has none; raises whatever the key function raises."""

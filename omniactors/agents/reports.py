@@ -35,19 +35,20 @@ def report_settled(bus: EventBus, job: Job, *, is_committed: bool) -> None:
 
 
 def _ends(job: Job, *, is_committed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    settlement = job.settlement
-    seconds = round(job.seconds, 6)
+    settlement, error = job.settlement, job.error
+    told: dict[str, Any] = {"seconds": round(job.seconds, 6)}
+    if error is not None:
+        told |= {"error": error.message, "error_type": error.type}
     if not is_committed:
-        yield "task.late_completion", {"seconds": seconds}
+        yield "task.late_completion", told
     elif settlement.retry is not None:
-        yield "task.failed", {"seconds": seconds}
+        yield "task.failed", told
         yield "task.retried", {"after": settlement.retry.after}
     elif settlement.dead is not None:
-        error = settlement.dead.error
-        yield "task.failed", {"seconds": seconds, "error": error.message, "error_type": error.type}
-        yield "task.dead_lettered", {"reason": settlement.dead.reason, "error": error.message}
+        yield "task.failed", told
+        yield "task.dead_lettered", {"reason": settlement.dead.reason, "error": settlement.dead.error.message}
     else:
-        yield "task.completed", {"seconds": seconds}
+        yield "task.completed", told
 
 
 def _unreadable(job: Job) -> Event:

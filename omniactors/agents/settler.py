@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omniactors.agents.lane import EventLane
     from omniactors.streams.backend import Backend
     from omniactors.streams.envelope import EventEnvelope
-    from omniactors.streams.settlement import EntryKey, Settlement
+    from omniactors.streams.settlement import EntryKey, ErrorInfo, Settlement
 
 T = TypeVar("T")
 
@@ -45,12 +45,13 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 class Job:
     """One settlement, the lane whose room it frees, and its event (None when it could not be read).
 
-    `seconds` is how long the handler took.
+    `error` is how the handler failed, `seconds` how long it took.
     """
 
     lane: EventLane
     settlement: Settlement
     event: EventEnvelope[Any] | None
+    error: ErrorInfo | None = None
     seconds: float = 0.0
 
 

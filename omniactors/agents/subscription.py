@@ -59,7 +59,7 @@ class Subscription:
         self.options = options
         self.name = name
         self.services = services
-        self.lane = EventLane(options.mailbox.capacity, options.concurrency, on_room)
+        self.lane = EventLane(options.capacity, options.concurrency, on_room)
         self.handled = 0
         self.failed = 0
         self._decoder: EventDecoder[Any] = EventDecoder(content_type)

@@ -89,32 +89,18 @@ def publish(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Publish an event; prints its task id, and with --wait its result."""
-    event = EventFile() if payload_file is None else _read_event(payload_file)
-    topic = topic or event.topic
-    if topic is None:
-        raise CommandError("an event needs a topic: give --topic, or a --payload-file that has one", ExitCode.USAGE)
-    value = event.payload.content if content is None else _json_or_text(content)
-    if value is msgspec.UNSET:
-        raise CommandError("an event needs content: give --content or --payload-file", ExitCode.USAGE)
-
-    async def work(omni: OmniActors) -> Fate:
-        task_id = await omni.publish(
-            topic,
-            value,
-            webhook=webhook or event.payload.webhook,
-            reply_to=reply_to or event.payload.reply_to,
-            correlation_id=correlation_id or event.correlation_id,
-            causation_id=causation_id or event.causation_id,
-            source=source or event.source,
-            tenant_id=tenant_id or event.tenant_id,
-        )
-        if wait is None:
-            return Fate(task_id, "pending")
-        if output is Format.TEXT:
-            notice(f"task {task_id}")
-        return await _fate(omni, task_id, wait)
-
-    fate = with_system(work)
+    options = EventFile(
+        topic=topic,
+        payload=PayloadFile(
+            content=msgspec.UNSET if content is None else _json_or_text(content), webhook=webhook, reply_to=reply_to
+        ),
+        tenant_id=tenant_id,
+        correlation_id=correlation_id,
+        causation_id=causation_id,
+        source=source,
+    )
+    event = options if payload_file is None else _override(_read_event(payload_file), options)
+    fate = with_system(lambda omni: _publish(omni, event, wait, output))
     if wait is not None:
         _tell(fate, output)
     elif output is Format.JSON:
@@ -131,6 +117,46 @@ def result(
 ) -> None:
     """Print the result of a task; exit code 1 when there is none, or when the task failed."""
     _tell(with_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
+
+
+def _override(file: EventFile, options: EventFile) -> EventFile:
+    """The event of a file, with each part that the command line names as that says."""
+    payload, said = file.payload, options.payload
+    return EventFile(
+        topic=options.topic or file.topic,
+        payload=PayloadFile(
+            content=payload.content if said.content is msgspec.UNSET else said.content,
+            webhook=said.webhook or payload.webhook,
+            reply_to=said.reply_to or payload.reply_to,
+        ),
+        tenant_id=options.tenant_id or file.tenant_id,
+        correlation_id=options.correlation_id or file.correlation_id,
+        causation_id=options.causation_id or file.causation_id,
+        source=options.source or file.source,
+    )
+
+
+async def _publish(omni: OmniActors, event: EventFile, wait: float | None, output: Format) -> Fate:
+    """Publish, and wait for the result if that is wanted; raises CommandError for an event that lacks a part."""
+    if event.topic is None:
+        raise CommandError("an event needs a topic: give --topic, or a --payload-file that has one", ExitCode.USAGE)
+    if event.payload.content is msgspec.UNSET:
+        raise CommandError("an event needs content: give --content or --payload-file", ExitCode.USAGE)
+    task_id = await omni.publish(
+        event.topic,
+        event.payload.content,
+        webhook=event.payload.webhook,
+        reply_to=event.payload.reply_to,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+        source=event.source,
+        tenant_id=event.tenant_id,
+    )
+    if wait is None:
+        return Fate(task_id, "pending")
+    if output is Format.TEXT:
+        notice(f"task {task_id}")
+    return await _fate(omni, task_id, wait)
 
 
 async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:

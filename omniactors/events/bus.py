@@ -35,7 +35,9 @@ MAX_ROUTES = 4096
 """Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
 
 
-class _Publish(msgspec.Struct, frozen=True, gc=False):
+class _Packed(msgspec.Struct, frozen=True):
+    """An event that waits to be admitted, with what was true where it was published."""
+
     event: Event
     run_id: str
     timestamp: float
@@ -49,7 +51,7 @@ class _CloseBus(msgspec.Struct, frozen=True):
     pass
 
 
-_Item = _Publish | _CloseRun | _CloseBus
+_Item = Event | _Packed | _CloseRun | _CloseBus
 
 
 class EventBus:
@@ -83,7 +85,7 @@ class EventBus:
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
         self._histories = Histories(history_per_run, max_runs_retained)
-        self._entrance = Entrance(max_queue_size, self._admit, self._admit_loss)
+        self._entrance = Entrance[_Item](max_queue_size, self._admit, self._admit_loss, pack=_pack)
         self._subscribers: dict[int, Subscriber] = {}
         self._routes: dict[str, tuple[Subscriber, ...]] = {}
         self._by_run: dict[str, list[Subscriber]] = {}
@@ -106,7 +108,7 @@ class EventBus:
         returns. From another thread it follows within the next turn of that run; when more wait
         than `max_queue_size` it is lost, and a `bus.gap` with the reason "threads" says so.
         """
-        self._entrance.enter(_Publish(event, event.run_id or current_run(), event.timestamp or time.time()))
+        self._entrance.enter(event)
 
     def subscribe(
         self,
@@ -240,29 +242,32 @@ class EventBus:
     def _admit(self, item: _Item) -> None:
         if self._leavers:
             self._forget_leavers()
-        if isinstance(item, _Publish):
-            if not self._closed:
-                self._stamp(item)
-        elif isinstance(item, _CloseRun):
-            self._histories.close(item.run_id)
-            for subscriber in self._subscribers.values():
-                if subscriber.selection.run_id == item.run_id:
-                    self._end(subscriber, "run-closed")
-        else:
-            self._closed = True
-            for subscriber in self._subscribers.values():
-                self._end(subscriber, "bus-closed")
+        match item:
+            case Event():
+                self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
+            case _Packed():
+                self._stamp(item.event, item.run_id, item.timestamp)
+            case _CloseRun():
+                self._histories.close(item.run_id)
+                for subscriber in self._subscribers.values():
+                    if subscriber.selection.run_id == item.run_id:
+                        self._end(subscriber, "run-closed")
+            case _CloseBus():
+                self._closed = True
+                for subscriber in self._subscribers.values():
+                    self._end(subscriber, "bus-closed")
 
-    def _stamp(self, item: _Publish) -> None:
-        event = item.event
+    def _stamp(self, event: Event, run_id: str, timestamp: float) -> None:
+        if self._closed:
+            return
         offset = self._head + 1
         stamped = Event(
-            run_id=item.run_id,
+            run_id=run_id,
             event_type=event.event_type,
             data=event.data,
             offset=offset,
             event_id=event.event_id or f"{self.epoch}-{offset}",
-            timestamp=item.timestamp,
+            timestamp=timestamp,
             source=event.source or self.source,
         )
         self._head = offset
@@ -273,7 +278,7 @@ class EventBus:
             where = subscriber.selection.where
             if where is None or where.matches(stamped):
                 subscriber.queue.offer(stamped)
-        for subscriber in self._by_run.get(item.run_id, ()):
+        for subscriber in self._by_run.get(run_id, ()):
             if subscriber.selection.matches(stamped):
                 subscriber.queue.offer(stamped)
 
@@ -385,3 +390,9 @@ class EventBus:
             overflow=queue.overflow,
             lag=0 if oldest is None else max(0, self._head - oldest + 1),
         )
+
+
+def _pack(item: _Item) -> _Item:
+    if isinstance(item, Event):
+        return _Packed(item, item.run_id or current_run(), item.timestamp or time.time())
+    return item

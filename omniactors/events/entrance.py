@@ -24,11 +24,20 @@ Item = TypeVar("Item")
 class Entrance(Generic[Item]):
     """Calls `admit(item)` for each item, never two calls at once, and `admit_loss(n)` where n items were lost.
 
-    Neither of them may raise or enter again. Items of one thread keep their order.
+    Neither of them may raise or enter again. Items of one thread keep their order. An item that has
+    to wait is first made ready with `pack(item)`, in the thread and the context that it comes from.
     """
 
-    def __init__(self, capacity: int, admit: Callable[[Item], None], admit_loss: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        admit: Callable[[Item], None],
+        admit_loss: Callable[[int], None],
+        *,
+        pack: Callable[[Item], Item],
+    ) -> None:
         self._capacity = capacity
+        self._pack = pack
         self._admit = admit
         self._admit_loss = admit_loss
         self._line: deque[Item] = deque()
@@ -51,7 +60,7 @@ class Entrance(Generic[Item]):
             finally:
                 self._inside.release()
         elif len(self._line) < self._capacity:
-            self._line.append(item)
+            self._line.append(self._pack(item))
         else:
             with self._loss_lock:
                 self._untold += 1

@@ -48,7 +48,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Check the two parts that callers write, and make the data read-only."""
+        """Check what callers write, and make the data read-only."""
+        if type(self.data) is ReadOnlyDict and type(self.event_type) is type(self.run_id) is str and self.event_type:
+            return
         if not isinstance(self.event_type, str) or not self.event_type:
             raise ValueError(f"event_type must be a non-empty string, not {self.event_type!r}")
         if not isinstance(self.run_id, str):

@@ -18,6 +18,8 @@ _EVENT_BYTES = 400
 """About what an event occupies without its values."""
 _VALUE_BYTES = 64
 """About what one value, or one element of a container, occupies."""
+_ELEMENT_BYTES: dict[type, int] = {str: 1, bytes: 1, dict: _VALUE_BYTES, list: _VALUE_BYTES, tuple: _VALUE_BYTES}
+"""Looked up by exact type: this is on every publisher's path, and isinstance took four times as long."""
 
 
 class Ring:
@@ -42,7 +44,7 @@ class Ring:
         """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
         slots = len(self._slots)
         size = approximate_size(event)
-        while self.first < self.next and (len(self) == slots or self._bytes + size > self._max_bytes):
+        while self.next - self.first == slots or (self._bytes + size > self._max_bytes and self.first < self.next):
             oldest = self.first % slots
             self._slots[oldest] = None
             self._bytes -= self._sizes[oldest]
@@ -116,11 +118,10 @@ class Histories:
 
 def approximate_size(event: Event) -> int:
     """Bytes that an event occupies, about: texts and containers count by their length, one level deep."""
-    size = _EVENT_BYTES
-    for value in event.data.values():
-        if isinstance(value, str | bytes):
-            size += len(value)
-        elif isinstance(value, dict | list | tuple):
-            size += len(value) * _VALUE_BYTES
-        size += _VALUE_BYTES
+    data = event.data
+    size = _EVENT_BYTES + len(data) * _VALUE_BYTES
+    for value in data.values():
+        element = _ELEMENT_BYTES.get(type(value))
+        if element is not None:
+            size += len(value) * element
     return size

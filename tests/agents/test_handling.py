@@ -355,3 +355,46 @@ async def test_corrupt_entries_go_to_the_dead_letters_with_their_bytes_and_the_n
     stored = {(letter.body, letter.body_encoding) for letter in dead}
     assert ("not json", "utf-8") in stored
     assert ("//4A", "base64") in stored
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError("name \udcff"), r"name \udcff"), (Unspeakable(), "cannot be read"), (ValueError(), "ValueError")],
+)
+async def test_an_error_with_an_odd_message_is_still_told(error: Exception, told: str) -> None:
+    async def fail(message: Message) -> None:
+        raise error
+
+    omni = in_memory()
+    omni.add(AgentConfig(topic="cb", callback=fail), retry=RetryPolicy(max_attempts=1))
+    with trio.fail_after(10):
+        async with omni:
+            with pytest.raises(TaskFailed) as failed:
+                await omni.wait_result(await omni.publish("cb", 1))
+            assert told in failed.value.error
+            (dead,) = await omni.streams.dlq("cb")
+            assert dead.error == failed.value.error
+
+
+async def test_every_step_of_a_task_is_told_on_the_bus() -> None:
+    Flaky.attempts = []
+    async with running(Flaky) as omni, watching(omni, "task.*") as watcher:
+        task_id = await omni.publish("flaky", 1)
+        assert await omni.wait_result(task_id) == 2
+        await watcher.wait_for("task.completed")
+        assert [event.event_type for event in watcher.seen] == [
+            "task.published",
+            "task.started",
+            "task.failed",
+            "task.retried",
+            "task.started",
+            "task.completed",
+        ]
+        assert {event.run_id for event in watcher.seen} == {task_id}
+        assert (watcher.seen[2].data["error"], watcher.seen[2].data["attempt"]) == ("not yet, 1", 1)
+        assert [event.event_type async for event in omni.bus.subscribe(task_id)][-1] == "task.completed"

@@ -203,7 +203,7 @@ def test_a_publish_in_the_middle_of_a_publish_neither_deadlocks_nor_overtakes() 
             entrance.enter("inner")
             assert admitted == ["outer"]
 
-    entrance = Entrance[str](5, admit, lambda lost: None)
+    entrance = Entrance[str](5, admit, lambda lost: None, pack=lambda item: item)
 
     async def main() -> None:
         entrance.claim()
@@ -226,7 +226,7 @@ def test_threads_without_a_run_are_admitted_one_at_a_time() -> None:
         admitted.append(item)
         inside -= 1
 
-    entrance = Entrance[int](100_000, admit, lambda lost: None)
+    entrance = Entrance[int](100_000, admit, lambda lost: None, pack=lambda item: item)
 
     def enter_all() -> None:
         for number in range(2000):

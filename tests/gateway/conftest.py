@@ -125,7 +125,7 @@ Start = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def start() -> Start:
-    """A gateway for the length of a block: `async with start(token=..., config=...) as running`."""
+    """Makes a gateway for the length of a block, given what `serve` takes."""
 
     @asynccontextmanager
     async def started(

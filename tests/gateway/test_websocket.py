@@ -135,33 +135,36 @@ async def test_a_batch_keeps_its_size_and_a_large_event_comes_alone(start: Start
 
 async def test_a_stalled_watcher_costs_nothing_and_learns_how_many_it_missed(start: Start) -> None:
     text = "x" * 10_000
-    async with start(config=GatewayConfig(write_deadline=60)) as running:
-        async with running.watch("?types=task.*&queue=100") as client, running.watch("?types=last") as other:
-            for kind in ("welcome", "subbed", "live"):
-                await client.expect(kind)
-                await other.expect(kind)
-            # Nobody takes a message, so the sockets fill up, and after them the queue.
-            published = 0
-            with trio.fail_after(PATIENCE):
-                while not running.bus.stats()["dropped_events_total"] > 500:
-                    for _ in range(50):
-                        running.bus.publish(Event(event_type="task.started", data={"text": text}))
-                    published += 50
-                    await trio.lowlevel.checkpoint()
-            running.bus.publish(Event(event_type="last"))
-            assert (await other.events(1))[0]["event_type"] == "last"
-            seen = lost = 0
-            while seen + lost < published:
-                frame = await client.frame()
-                if frame["t"] == "gap":
-                    lost += frame["lost"]
-                    assert frame["why"] == "overflow"
-                    assert frame["lost"] == frame["o1"] - frame["o0"] + 1
-                    assert lost <= frame["total"]
-                else:
-                    seen += frame["n"]
-            assert lost == running.bus.stats()["dropped_events_total"] > 500
-            assert seen + lost == published
+    async with (
+        start(config=GatewayConfig(write_deadline=60)) as running,
+        running.watch("?types=task.*&queue=100") as client,
+        running.watch("?types=last") as other,
+    ):
+        for kind in ("welcome", "subbed", "live"):
+            await client.expect(kind)
+            await other.expect(kind)
+        # Nobody takes a message, so the sockets fill up, and after them the queue.
+        published = 0
+        with trio.fail_after(PATIENCE):
+            while not running.bus.stats()["dropped_events_total"] > 500:
+                for _ in range(50):
+                    running.bus.publish(Event(event_type="task.started", data={"text": text}))
+                published += 50
+                await trio.lowlevel.checkpoint()
+        running.bus.publish(Event(event_type="last"))
+        assert (await other.events(1))[0]["event_type"] == "last"
+        seen = lost = 0
+        while seen + lost < published:
+            frame = await client.frame()
+            if frame["t"] == "gap":
+                lost += frame["lost"]
+                assert frame["why"] == "overflow"
+                assert frame["lost"] == frame["o1"] - frame["o0"] + 1
+                assert lost <= frame["total"]
+            else:
+                seen += frame["n"]
+        assert lost == running.bus.stats()["dropped_events_total"] > 500
+        assert seen + lost == published
 
 
 async def test_a_watcher_that_takes_nothing_is_given_up(start: Start) -> None:

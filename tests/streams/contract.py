@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from omniactors.errors import BackendError
+from omniactors.errors import BackendClosed, BackendError
 from omniactors.streams.backend import AgentRecord, Backend, Entry, Fetched, Want
 from omniactors.streams.settlement import (
     Dead,
@@ -24,7 +24,7 @@ from omniactors.streams.settlement import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 TOPIC, AGENT = "work", "worker"
 LIMIT = 10.0
@@ -106,7 +106,7 @@ async def fetch_when_due(backend: Backend, agent: str = AGENT) -> Fetched:
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition, which another thread or process brings about, holds."""
     with trio.fail_after(LIMIT):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- no event of ours tells what others have done
             await trio.sleep(0.01)
 
 
@@ -609,6 +609,35 @@ class CallContract:
         await backend.close()
         await backend.close()
         await backend.publish(numbered(1))
+
+    async def test_close_finishes_what_was_accepted_and_sends_away_who_waits(self, backend: Backend) -> None:
+        ended = []
+
+        async def wait() -> None:
+            with pytest.raises(BackendClosed):
+                while True:  # it may return for nothing
+                    await backend.wait([TOPIC], (await backend.fetch([Want(TOPIC, AGENT, 1)])).position)
+            ended.append("wait")
+
+        async def wait_results() -> None:
+            with pytest.raises(BackendClosed):
+                await backend.wait_results("a", 0)
+            ended.append("wait_results")
+
+        async def call(operation: Callable[[], Awaitable[object]]) -> None:
+            await operation()
+            ended.append("call")
+
+        async with serving(backend), trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            nursery.start_soon(wait_results)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            for _ in range(3):
+                nursery.start_soon(call, lambda: backend.publish(numbered(1, "else")))
+                nursery.start_soon(call, lambda: backend.fetch([Want("else", AGENT, 1)]))
+            await trio.testing.wait_all_tasks_blocked()
+            await backend.close()
+        assert sorted(ended) == ["call"] * 6 + ["wait", "wait_results"]
 
     async def test_a_cancelled_publish_is_whole_or_nothing_and_the_next_one_works(self, backend: Backend) -> None:
         acknowledged = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from sqlite3 import SQLITE_LIMIT_LENGTH
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,14 @@ def statements_of_one_life(connection: sqlite3.Connection, count: int) -> int:
 
 def test_the_number_of_statements_does_not_depend_on_the_number_of_events(connection: sqlite3.Connection) -> None:
     assert statements_of_one_life(connection, 1) == statements_of_one_life(connection, 300) <= 7
+
+
+def test_bodies_that_are_too_long_for_one_row_are_read_one_by_one(connection: sqlite3.Connection) -> None:
+    bodies = [bytes([65 + number]) * 60_000 for number in range(5)]
+    Batch(connection, SCENE, 0).run([Publish([Publication(topic=TOPIC, task_id="t", body=body) for body in bodies])])
+    connection.setlimit(SQLITE_LIMIT_LENGTH, 100_000)
+    (fetched,) = Batch(connection, SCENE, 0).run([Fetch([Want(TOPIC, AGENT, 9)])])
+    assert [entry.body for entry in fetched.entries] == bodies
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))

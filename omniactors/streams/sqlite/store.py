@@ -142,7 +142,7 @@ class Store:
         """True when another connection has committed since the last call."""
         if self._path is None:
             return False
-        outcome = self._guarded(lambda connection, _: connection.execute("PRAGMA data_version").fetchone()[0])
+        outcome = self._guarded(lambda connection, _: _data_version(connection))
         match outcome:
             case Value(version):
                 before, self._data_version = self._data_version, version
@@ -317,7 +317,9 @@ class Store:
         if self._connection is None:
             settings = self._settings
             self._connection = connect(self._path, synchronous=settings.synchronous, wait=settings.lock_wait)
-            self._data_version = -1
+            # In a file that took the place of another everything may be different.
+            replaced = self._inode != 0
+            self._data_version = -1 if replaced else _data_version(self._connection)
             if self._path is not None:
                 self._inode = self._path.stat().st_ino
             if self._lease is not None:  # this is a new file in the place of one where we were entered
@@ -360,6 +362,12 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:  # some errors, as that of a full disk, have ended it already
             connection.execute("ROLLBACK")
         raise
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    """A number that is another one whenever another connection has committed."""
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(version)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -6,6 +6,7 @@ their publication; of a group never more than its credit.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,7 +18,6 @@ from omniactors.streams.sqlite.operations import create_groups
 from omniactors.streams.sqlite.program import Place, Program, clean, to_json
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator, Sequence
 
     from omniactors.streams.sqlite.work import Scene
@@ -111,8 +111,9 @@ def _within_credit(found: Sequence[_Found], wants: Sequence[Want]) -> Iterator[_
 def _select(connection: sqlite3.Connection, wants: Sequence[Want], now: float) -> list[_Found]:
     try:
         return _query(connection, wants, now, "CASE typeof(body) WHEN 'text' THEN body END")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # Some body is no text although it says so (another program wrote it): take them one by one.
+    except (msgspec.DecodeError, UnicodeDecodeError, sqlite3.DataError):
+        # They are too long for one row, or some body is no text although it says so (another program
+        # wrote it): read them one by one.
         return _query(connection, wants, now, "NULL")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import outcome
 import trio
 
+from omniactors.errors import BackendClosed
 from omniactors.streams.sqlite.breath import breath_of_this_run
 from omniactors.streams.sqlite.store import Store
 from omniactors.streams.sqlite.work import (
@@ -213,15 +214,18 @@ class _Thread:
 
     def run(self) -> None:
         """Work until told to stop, then close the store."""
-        while self._stop is None:
+        while self._stop is None or self._put_off:
             requests = self._drain()
             self._work(requests)
             self._tick()
             self._answers.send()
         closed = outcome.capture(self._store.close)
+        for request, _ in [*self._topic_watchers, *self._result_watchers]:
+            if request.claim():
+                self._answers.add(request, outcome.Error(BackendClosed("the store was closed")))
         if self._stop.request is not None:
             self._answers.add(self._stop.request, closed)
-            self._answers.send()
+        self._answers.send()
 
     # -- receiving ------------------------------------------------------------------------------
 

@@ -1,0 +1,217 @@
+"""The keeper: starts one child, ends one child, and notes what became of it.
+
+What follows from that, and for whom, is the control task's matter.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from omniactors.actors import notices
+from omniactors.actors.rules import ExitReason
+from omniactors.actors.schedule import RestartSchedule
+from omniactors.actors.stopping import stop_run
+from omniactors.actors.waiting import RunningChild, running_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.roster import Roster
+    from omniactors.actors.slot import Slot, SlotOwner
+    from omniactors.actors.specs import Flags
+
+
+class Keeper:
+    """The children's tasks, for one life of one supervisor.
+
+    `on_exit` is called when a child that was ready has ended while nothing stops; `on_interrupt`
+    when one lets KeyboardInterrupt or SystemExit out.
+    """
+
+    def __init__(
+        self,
+        owner: SlotOwner,
+        flags: Flags,
+        roster: Roster,
+        *,
+        on_exit: Callable[[Slot, Incarnation], None],
+        on_interrupt: Callable[[], None],
+    ) -> None:
+        self.schedule = RestartSchedule(flags)
+        self.stopping = trio.Event()
+        """From now on nothing is started."""
+        self._owner = owner
+        self._flags = flags
+        self._roster = roster
+        self._on_exit = on_exit
+        self._on_interrupt = on_interrupt
+        self._starting: dict[Incarnation, None] = {}
+        self._has_grace = True
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """Run children in `nursery`."""
+        self._nursery = nursery
+        # The first incarnation and the hundredth see the same context variables.
+        self._context = contextvars.copy_context()
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    async def start(self, slot: Slot) -> Incarnation:
+        """Start one incarnation and wait until it is ready, or has ended before it was.
+
+        The child is a task of the supervisor's nursery from its first step. `nursery.start` would
+        keep it in a nursery of its own until it is ready, and strand it there if the starter is
+        cancelled at that moment (trio issues 2544 and 2895).
+        """
+        if slot.state == "stopped":
+            self._roster.opened(slot)
+        self.schedule.call_off(slot, trio.current_time())
+        run = slot.begin()
+        self._starting[run] = None
+        with self._busy_with(slot):
+            self._context.run(self._spawn, slot, run)
+            await run.settled.wait()
+        self._starting.pop(run, None)
+        return run
+
+    def take(self, slot: Slot, run: Incarnation) -> bool:
+        """Note a child that is ready, or not wanted now; False when its start failed or was undone."""
+        if run.ignored:
+            self.close(slot, self.note_end(slot, run))
+            return True
+        if not run.is_started or run.expected:
+            return False
+        if slot.run is run:
+            slot.ready(trio.current_time())
+            self._owner.emit(notices.ChildStarted(slot.path, slot.incarnation))
+        return True
+
+    def abort_start(self, slot: Slot) -> None:
+        """Undo a start that nobody wants any more; whoever waits for it finds it ended."""
+        run = slot.run
+        if run is not None and run in self._starting:
+            run.expected = True
+            run.abort()
+
+    def _spawn(self, slot: Slot, run: Incarnation) -> None:
+        self._nursery.start_soon(self._run_child, slot, run, name=slot.path)
+
+    async def _run_child(self, slot: Slot, run: Incarnation) -> None:
+        running_child.set(RunningChild(slot.place, trio.lowlevel.current_task(), is_actor=slot.is_actor))
+        try:
+            await run.run(lambda status: slot.child.run(slot, status))
+        except BaseException:
+            self._on_interrupt()
+            raise
+        finally:
+            self._report_end(slot, run)
+
+    def _report_end(self, slot: Slot, run: Incarnation) -> None:
+        if not run.is_started or slot.run is not run:
+            return
+        if self.stopping.is_set():
+            self.close(slot, self.note_end(slot, run))
+            return
+        self._on_exit(slot, run)
+        # Nobody but the control task brings it back.
+        slot.place.hold(self._owner.place)
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    def begin_stopping(self) -> None:
+        """Start nothing more; idempotent."""
+        if self.stopping.is_set():
+            return
+        self.stopping.set()
+        for run in self._starting:
+            run.abort()
+        # Whoever waits for a child that is down would wait for a restart that does not come.
+        for slot in self._roster.in_order():
+            if slot.state == "restarting":
+                self.close(slot, slot.reason or ExitReason.SHUTDOWN)
+            elif slot.run is not None and slot.run.reason is not None and slot.run.is_started:
+                self.close(slot, self.note_end(slot, slot.run))
+
+    def kill_all(self) -> None:
+        """Cancel every child, and give none any grace from now on."""
+        self._has_grace = False
+        for slot in self._roster.in_order():
+            kill(slot)
+
+    async def stop(self, slot: Slot) -> None:
+        """Stop the child for good, call off its restart, keep the spec unless it is temporary."""
+        await self._end_run(slot)
+        if slot.state != "stopped" and slot.run is None:
+            self.close(slot, slot.reason or ExitReason.SHUTDOWN)
+
+    async def pause(self, slot: Slot) -> None:
+        """Stop the child because it is to be restarted with its group; what is queued for it stays."""
+        if slot.spec.restart == "temporary":
+            await self.stop(slot)
+            return
+        if slot.run is None:
+            return
+        slot.run.for_restart = True
+        await self._end_run(slot)
+        if self.stopping.is_set():
+            await self.stop(slot)
+        else:
+            slot.restarting()
+
+    def note_end(self, slot: Slot, run: Incarnation) -> ExitReason:
+        """Note and tell that the slot's run has ended; its reason."""
+        reason = run.reason or ExitReason.KILLED
+        slot.end(reason)
+        if run.ignored:
+            return reason
+        if not run.is_started:
+            self._owner.emit(notices.ChildStartFailed(slot.path, reason))
+        elif run.by_itself:
+            self._owner.emit(notices.ChildExited(slot.path, slot.incarnation, reason))
+        else:
+            self._owner.emit(notices.ChildStopped(slot.path, slot.incarnation, reason))
+        return reason
+
+    def close(self, slot: Slot, reason: ExitReason) -> None:
+        """No restart of this child is to come."""
+        if slot.state != "stopped":
+            self._roster.closed(slot)
+        self.schedule.call_off(slot, trio.current_time())
+        slot.close(reason)
+        if slot.spec.restart == "temporary" or self._flags.independent:
+            self._roster.drop(slot)
+
+    async def _end_run(self, slot: Slot) -> None:
+        """End the slot's present run, if there is one."""
+        run = slot.run
+        if run is None:
+            return
+        slot.state = "stopping"
+        with self._busy_with(slot):
+            await stop_run(slot, run, slot.spec.shutdown if self._has_grace else 0)
+        if slot.run is run:
+            self.note_end(slot, run)
+
+    @contextmanager
+    def _busy_with(self, slot: Slot) -> Iterator[None]:
+        """While this lasts, whoever waits for the supervisor waits for this child; not if children are independent."""
+        if self._flags.independent:
+            yield
+            return
+        self._owner.place.hold(slot.place)
+        try:
+            yield
+        finally:
+            self._owner.place.go_on()
+
+
+def kill(slot: Slot) -> None:
+    """Cancel the child of `slot` for good, without waiting for its end."""
+    if slot.run is not None:
+        slot.run.expected = True
+        slot.run.kill()

@@ -1,0 +1,46 @@
+"""One line of the benchmark report: ours, others doing the same work, and the bare limit, from one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class Row:
+    """Rates, all per second. An anchor is None when it is not installed; `bare` is None when nothing is barer.
+
+    `target` says what is to be reached, as ratios: machines differ.
+    """
+
+    name: str
+    ours: float
+    anchors: Mapping[str, float | None] = field(default_factory=dict)
+    bare: float | None = None
+    target: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"{self.name:<44} {_rate(self.ours):>10}"]
+        if self.bare is not None:
+            parts.append(f"bare {_rate(self.bare)} ({self.ours / self.bare:.2f}x)")
+        for name, rate in self.anchors.items():
+            parts.append(f"{name} is missing" if rate is None else f"{name} {_rate(rate)} ({self.ours / rate:.1f}x)")
+        if self.target:
+            parts.append(f"target {self.target}")
+        return "  ".join(parts)
+
+
+def show(rows: Iterable[Row]) -> None:
+    """Print the rows, one a line."""
+    for row in rows:
+        print(row)
+
+
+def _rate(per_second: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if per_second >= size:
+            return f"{per_second / size:.3g} {unit}/s"
+    return f"{per_second:.3g} /s"
