@@ -1,58 +1,69 @@
 """A pipeline over real files: file.uploaded -> file.scanned -> file.indexed, and a report at the end.
 
-    python file_pipeline.py [FOLDER] [--limit N] [--report FILE]
-
-Each stage's result is the next stage's event (see file_stages.py). The events are in the embedded
-store: after a kill, the next run works off what the last one left. One run at a time in a folder.
+The events are in the embedded store: after a kill, the next run also ends what the last one left.
+One run at a time in a folder: two would share the work, and each wait for what the other has done.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sysconfig
+import time
 import uuid
-from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
+from file_reading import uris
 from file_report import write_report
-from file_stages import Indexed, Indexer, Scanner
+from file_run import Librarian, Run
+from file_stages import Indexer, Scanner
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from omniactors import Agent, EventEnvelope, OmniActors, PayloadBase
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-TOPICS = ("file.uploaded", "file.scanned", "file.indexed")
+from omniactors import EventEnvelope, OmniActors, PayloadBase
 
 
-class Librarian(Agent, topic="file.indexed"):
-    """Collects the files of one run; a file that is delivered twice is still one."""
+async def process(root: Path, files: list[str], progress: Progress) -> Run:
+    """Send the files through the stages; returns when each of them is done or rejected."""
+    began = time.perf_counter()
+    run = Run(root, run_id=str(uuid.uuid4()), published=len(files))
+    bar = progress.add_task("files", total=len(files))
+    omni = OmniActors()
+    omni.add(Scanner)
+    omni.add(Indexer)
+    omni.add(Librarian, run)
+    async with omni, omni.bus.subscribe(run.run_id) as changes:
+        payloads = [PayloadBase(content={"uri": uri}) for uri in files]
+        await omni.publish_batch(
+            [EventEnvelope(topic="file.uploaded", payload=one, correlation_id=run.run_id) for one in payloads]
+        )
+        while run.accounted < run.published:
+            # The bus may drop events: it says when to look, and the store says what is so.
+            await changes.receive_batch()
+            for topic in ("file.uploaded", "file.scanned", "file.indexed"):
+                run.note_rejected(await omni.streams.dlq(topic, limit=100_000))
+            progress.update(bar, completed=run.accounted)
+    run.seconds = time.perf_counter() - began
+    return run
 
-    def __init__(self, run_id: str, done: dict[str, Indexed]) -> None:
-        self.run_id = run_id
-        self.done = done
 
-    async def handle(self, event: EventEnvelope[Indexed]) -> None:
-        """Keep it, unless an earlier run that was killed had left it over."""
-        if event.correlation_id == self.run_id:
-            self.done[event.payload.content.path] = event.payload.content
+def main() -> None:
+    """Read the arguments, run, and say where the report is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(sysconfig.get_path("stdlib")))
+    parser.add_argument("--limit", type=int, default=300, help="how many files at most (default: 300)")
+    parser.add_argument("--report", type=Path, default=Path("file-report.md"), help="default: file-report.md")
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir() or arguments.limit < 1:
+        parser.error(f"{arguments.folder} must be a folder, and --limit at least 1")
+    root = arguments.folder.resolve()
+    with Progress(console=Console(stderr=True)) as progress:
+        run = trio.run(process, root, list(islice(uris(root), arguments.limit)), progress)
+    write_report(run, arguments.report)
+    print(f"{run.published} published = {len(run.done)} indexed + {len(run.rejected)} rejected")
+    print(f"report: {arguments.report.resolve()}")
 
 
-def text_files(root: Path) -> Iterator[str]:
-    """The files below `root` in a fixed order, without hidden ones and bytecode."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
-        yield from (os.path.join(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-async def rejected(omni: OmniActors, run_id: str, limit: int) -> dict[str, str]:
-    """Path and reason of each file of the run that ended in the dead letters."""
-    letters = [letter for topic in TOPICS for letter in await omni.streams.dlq(topic, limit=limit)]
-    events = [(letter.failed_message, letter.error) for letter in letters if letter.failed_message]
-    return {event["content"]["path"]: error for event, error in events if event["correlation_id"] == run_id}
+if __name__ == "__main__":
+    main()

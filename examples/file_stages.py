@@ -1,4 +1,4 @@
-"""The stages of the file pipeline, one agent each; what one returns is the next one's event."""
+"""The first two stages of the file pipeline, one agent each; what one returns is the next one's event."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import mimetypes
 import re
 import time
 from collections import Counter
-from pathlib import Path
 
 import msgspec
 import trio
+from file_reading import read
 
 from omniactors import Agent, EventEnvelope, Reject
 
@@ -18,15 +18,15 @@ WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 class Uploaded(msgspec.Struct, frozen=True):
-    """A file that is there to be worked on; `path` is absolute."""
+    """A file to work on."""
 
-    path: str
+    uri: str
 
 
 class Scanned(msgspec.Struct, frozen=True):
-    """What a file is; `size` in bytes."""
+    """What a file is: `size` in bytes, and the `seconds` that were spent on it so far."""
 
-    path: str
+    uri: str
     kind: str
     size: int
     lines: int
@@ -35,21 +35,18 @@ class Scanned(msgspec.Struct, frozen=True):
 
 
 class Indexed(msgspec.Struct, frozen=True):
-    """How often each word stands in a file; `seconds` were spent in both stages together."""
+    """The same file, and how often each word stands in it."""
 
-    path: str
-    size: int
-    lines: int
+    file: Scanned
     words: dict[str, int]
-    seconds: float
 
 
 class Scanner(Agent, topic="file.uploaded", reply_to="file.scanned", concurrency=4):
-    """Finds out what a file is, and refuses what cannot be read as text."""
+    """Finds out what a file is, and refuses what is no text."""
 
     async def handle(self, event: EventEnvelope[Uploaded]) -> object:
-        """A `Scanned`, as JSON; files block, so a thread reads them."""
-        return msgspec.to_builtins(await trio.to_thread.run_sync(scan, event.payload.content))
+        """A `Scanned`, as JSON; reading a file blocks, so a thread does it."""
+        return msgspec.to_builtins(await trio.to_thread.run_sync(scan, event.payload.content.uri))
 
 
 class Indexer(Agent, topic="file.scanned", reply_to="file.indexed", concurrency=4):
@@ -60,32 +57,22 @@ class Indexer(Agent, topic="file.scanned", reply_to="file.indexed", concurrency=
         return msgspec.to_builtins(await trio.to_thread.run_sync(index, event.payload.content))
 
 
-def scan(file: Uploaded) -> Scanned:
-    """Read the whole file; raises Reject when it cannot be read, or is no text."""
+def scan(uri: str) -> Scanned:
+    """Read a file once; raises Reject when that is of no use."""
     began = time.perf_counter()
-    data = read(file.path)
-    kind = mimetypes.guess_type(file.path)[0] or "unknown"
+    text = read(uri)
+    kind = mimetypes.guess_type(uri)[0] or "unknown"
+    data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
-    return Scanned(file.path, kind, len(data), len(data.splitlines()), sha256, time.perf_counter() - began)
+    return Scanned(uri, kind, len(data), len(text.splitlines()), sha256, time.perf_counter() - began)
 
 
 def index(file: Scanned) -> Indexed:
-    """Count the words of the very bytes that were scanned; raises Reject when they are gone."""
+    """Count the words of the file that was scanned; raises Reject when that is gone."""
     began = time.perf_counter()
-    data = read(file.path)
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise Reject("it changed while it was being worked on")
-    words = Counter(word.lower() for word in WORD.findall(data.decode()))
-    return Indexed(file.path, file.size, file.lines, dict(words), file.seconds + time.perf_counter() - began)
-
-
-def read(path: str) -> bytes:
-    """The bytes of a text file; raises Reject where trying again is of no use."""
-    try:
-        data = Path(path).read_bytes()
-        data.decode()
-    except (FileNotFoundError, PermissionError) as error:
-        raise Reject(f"it cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Reject(f"it is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from error
-    return data
+    text = read(file.uri)
+    if hashlib.sha256(text.encode()).hexdigest() != file.sha256:
+        raise Reject("it changed after it was scanned")
+    words = Counter(word.lower() for word in WORD.findall(text))
+    seconds = file.seconds + time.perf_counter() - began
+    return Indexed(msgspec.structs.replace(file, seconds=seconds), dict(words))

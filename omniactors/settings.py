@@ -47,7 +47,6 @@ STORES = ("json", "redis", "sqlite")
 """What STORAGE_BACKEND may name."""
 
 _INSTEAD = "use sqlite:///FILE, which several processes of one machine share, or memory://"
-_PREFIX = re.compile(r"[A-Za-z0-9_.{}-]*")
 _DOTENV_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
@@ -106,7 +105,6 @@ class Settings:
 
     backend: BackendUrl
     chosen_by: str = "the default"
-    prefix: str = ""
     token: str | None = field(default=None, repr=False)
     listen: Address | None = None
     grace: float = 30.0
@@ -117,8 +115,6 @@ class Settings:
     def describe(self) -> str:
         """One line: the store with its absolute path, who chose it, and what is not the default; no secrets."""
         parts = [f"{self.backend} (from {self.chosen_by})"]
-        if self.prefix:
-            parts.append(f"prefix {self.prefix!r}")
         if self.listen is not None:
             parts.append(f"listen {self.listen}")
         if self.token is not None:
@@ -156,13 +152,14 @@ def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str,
     merged = ChainMap(dict(environ), parse_dotenv(dotenv))
     _refuse_unknown(merged)
     values = {name: value.strip() for name, value in merged.items() if value.strip()}
+    if "OMNIACTORS_PREFIX" in values:
+        raise SettingsError("OMNIACTORS_PREFIX is not built yet: give each system a file of its own instead")
     backend, chosen_by = _backend(url, values, folder)
     listen = values.get("OMNIACTORS_LISTEN")
     token = values.get("OMNIACTORS_TOKEN")
     return Settings(
         backend=backend,
         chosen_by=chosen_by,
-        prefix=_prefix(values.get("OMNIACTORS_PREFIX", "")),
         token=None if token is None else _token(token, "OMNIACTORS_TOKEN"),
         listen=None if listen is None else parse_address(listen, "OMNIACTORS_LISTEN"),
         grace=_seconds(values, "OMNIACTORS_GRACE", 30.0),
@@ -283,12 +280,6 @@ def _synchronous(text: str) -> Synchronous:
         if text.lower() == allowed:
             return "full" if allowed == "full" else "normal"
     raise SettingsError(f"OMNIACTORS_SYNCHRONOUS must be one of {', '.join(get_args(Synchronous))}, not {text!r}")
-
-
-def _prefix(text: str) -> str:
-    if _PREFIX.fullmatch(text) is None:
-        raise SettingsError(f"OMNIACTORS_PREFIX may hold letters, digits and _ . - {{ }}, not {text!r}")
-    return text
 
 
 def _token(text: str, setting: str) -> str:

@@ -23,6 +23,7 @@ from omniactors.errors import AgentError, ChildStartError, OmniActorsError
 from omniactors.events.bus import EventBus
 from omniactors.gateway.server import serve
 from omniactors.operations.agents import AgentOperations
+from omniactors.operations.results import ResultOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
 from omniactors.settings import MemoryUrl, Settings, read_settings
@@ -63,6 +64,7 @@ class OmniActors:
         )
         self._tasks = TaskOperations(self._backend, self.bus)
         self.agents = AgentOperations(self._backend)
+        self.results = ResultOperations(self._backend)
         self.streams = StreamOperations(self._backend)
         self._supervisor: Supervisor | None = None
         self._gateway_url: str | None = None

@@ -27,6 +27,12 @@ LAYERS = [
 
 PURE = {
     "omniactors.backoff",
+    "omniactors.events.event",
+    "omniactors.events.history",
+    "omniactors.events.patterns",
+    "omniactors.events.queue",
+    "omniactors.gateway.access",
+    "omniactors.gateway.protocol",
     "omniactors.settings",
     "omniactors.streams.envelope",
     "omniactors.streams.settlement",

@@ -34,6 +34,7 @@ class Actor(Generic[M_contra]):
     """
 
     __handlers__: ClassVar[HandlerTable] = HandlerTable()
+    _attached: ActorContext | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Build the handler table; raises TypeError for a handler that cannot work."""
@@ -51,7 +52,13 @@ class Actor(Generic[M_contra]):
 
     def __attach__(self, context: ActorContext) -> None:
         """Called once by the runtime, after `__init__`."""
-        self._context = context
+        self._attached = context
+
+    @property
+    def _context(self) -> ActorContext:
+        if self._attached is None:
+            raise RuntimeError("an actor has no ref or supervisor inside __init__; on_start() is the place for that")
+        return self._attached
 
     @property
     def ref(self) -> ActorRef[Any]:
@@ -85,7 +92,7 @@ class Actor(Generic[M_contra]):
         """A second source of work, beside the mailbox; each item goes to `work`."""
         return None
 
-    async def work(self, item: Any) -> None:
+    async def work(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
         """Handle one item of the lane."""
         raise NotImplementedError(f"{type(self).__name__} has a lane, so it needs a work() method")
 

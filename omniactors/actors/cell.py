@@ -53,7 +53,7 @@ class ActorHooks(Protocol):
     async def on_stop(self, reason: ExitReason) -> None:
         """After the last message."""
 
-    async def work(self, item: Any) -> None:
+    async def work(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
         """One item of the lane."""
 
 

@@ -62,6 +62,7 @@ class Control:
         self.failure: Exception | None = None
         """What ended the supervisor: a ChildStartError or a GaveUp."""
         self.is_open = False
+        self.has_start_failed = False
         self._owner = owner
         self._inbox: deque[_Exit | _Retry | Command[Any]] = deque()
         self._parker = Parker()
@@ -94,6 +95,7 @@ class Control:
 
     async def request(self, command: Command[T]) -> T:
         """Have the control task perform `command`; raises SupervisorClosed when it takes no more of these."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         is_closed = self.ended if isinstance(command, StopCommand) else self.keeper.stopping
         if is_closed.is_set() or not self.is_open:
             raise SupervisorClosed(self._owner.path)
@@ -138,7 +140,7 @@ class Control:
             raise SupervisorClosed(self._owner.path)
 
     async def _start_for(self, slot: Slot, command: Command[ChildRef]) -> ChildRef:
-        command.on_abandon = lambda: self.keeper.abort_start(slot)
+        command.on_abandon = lambda: self.keeper.undo_start(slot)
         command.concerns(slot.place)
         run = await self.keeper.start(slot)
         command.on_abandon = None
@@ -178,8 +180,9 @@ class Control:
                 continue
             if not run.expected and not self.keeper.stopping.is_set():
                 self.failure = _start_error(slot, run)
+                self.has_start_failed = True
             await self.keeper.stop(slot)
-            if self.failure is not None:
+            if self.has_start_failed:
                 self.request_stop()
 
     async def _serve_one(self) -> None:

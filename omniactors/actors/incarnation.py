@@ -30,6 +30,7 @@ class Incarnation:
         "is_started",
         "killed",
         "on_kill",
+        "on_ready",
         "on_stop",
         "reason",
         "scope",
@@ -58,6 +59,8 @@ class Incarnation:
         """Whether it ended before its end was expected."""
         self.for_restart = False
         """Whether another incarnation is to follow: what is queued may wait for that one."""
+        self.on_ready: Callable[[], None] | None = None
+        """Called by `started()`: for the supervisor, which learns of it one turn later otherwise."""
         self.on_stop: Callable[[], None] | None = None
         self.on_kill: Callable[[], None] | None = None
 
@@ -68,6 +71,8 @@ class Incarnation:
         self.is_started = True
         self.value = value
         self.settled.set()
+        if self.on_ready is not None:
+            self.on_ready()
 
     def ask_to_stop(self) -> None:
         """Ask the child to end in order; idempotent."""
@@ -129,6 +134,6 @@ class Incarnation:
             self.ignored = True
             error = None
         self.reason = exit_reason(error, asked=self.asked, killed=self.killed)
-        self.on_stop = self.on_kill = self.task = None
+        self.on_ready = self.on_stop = self.on_kill = self.task = None
         self.settled.set()
         self.ended.set()

@@ -72,6 +72,7 @@ class Keeper:
             self._roster.opened(slot)
         self.schedule.call_off(slot, trio.current_time())
         run = slot.begin()
+        run.on_ready = lambda: self._release(slot)
         self._starting[run] = None
         with self._busy_with(slot):
             self._context.run(self._spawn, slot, run)
@@ -92,7 +93,12 @@ class Keeper:
         return True
 
     def abort_start(self, slot: Slot) -> None:
-        """Undo a start that nobody wants any more; whoever waits for it finds it ended."""
+        """Cancel the start of a child that is not ready yet; whoever waits for it finds it ended."""
+        if slot.run is not None and not slot.run.is_started:
+            self.undo_start(slot)
+
+    def undo_start(self, slot: Slot) -> None:
+        """As `abort_start`, also when the child has become ready and nobody has noted it yet."""
         run = slot.run
         if run is not None and run in self._starting:
             run.expected = True
@@ -112,14 +118,15 @@ class Keeper:
             self._report_end(slot, run)
 
     def _report_end(self, slot: Slot, run: Incarnation) -> None:
+        self._release(slot)
         if not run.is_started or slot.run is not run:
             return
         if self.stopping.is_set():
             self.close(slot, self.note_end(slot, run))
             return
         self._on_exit(slot, run)
-        # Nobody but the control task brings it back.
-        slot.place.hold(self._owner.place)
+        if not run.expected:  # nobody but the control task brings it back
+            slot.place.hold(self._owner.place)
 
     # -- stopping ---------------------------------------------------------------------------------
 
@@ -129,7 +136,9 @@ class Keeper:
             return
         self.stopping.set()
         for run in self._starting:
-            run.abort()
+            if not run.is_started:
+                run.expected = True
+                run.abort()
         # Whoever waits for a child that is down would wait for a restart that does not come.
         for slot in self._roster.in_order():
             if slot.state == "restarting":
@@ -169,7 +178,7 @@ class Keeper:
         slot.end(reason)
         if run.ignored:
             return reason
-        if not run.is_started:
+        if slot.ready_at is None:
             self._owner.emit(notices.ChildStartFailed(slot.path, reason))
         elif run.by_itself:
             self._owner.emit(notices.ChildExited(slot.path, slot.incarnation, reason))
@@ -207,6 +216,11 @@ class Keeper:
         try:
             yield
         finally:
+            self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
+        """The supervisor waits for this child no longer."""
+        if self._owner.place.waits_for is slot.place:
             self._owner.place.go_on()
 
 

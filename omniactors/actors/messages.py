@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_origin, o
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from types import FunctionType
 
     Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -100,7 +101,7 @@ def _marked(cls: type) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _message_types(cls: type, function: Any, namespace: dict[str, Any]) -> tuple[type, ...]:
+def _message_types(cls: type, function: FunctionType, namespace: dict[str, Any]) -> tuple[type, ...]:
     where = f"{cls.__name__}.{function.__name__}"
     if not inspect.iscoroutinefunction(function):
         raise TypeError(f"{where}: a handler is an async function")
@@ -118,7 +119,7 @@ def _message_types(cls: type, function: Any, namespace: dict[str, Any]) -> tuple
 
 
 def _annotated_types(
-    where: str, parameter: inspect.Parameter, function: Any, namespace: dict[str, Any]
+    where: str, parameter: inspect.Parameter, function: FunctionType, namespace: dict[str, Any]
 ) -> tuple[type, ...]:
     if parameter.annotation is parameter.empty:
         raise TypeError(f"{where}: annotate {parameter.name} with the message type, or use @on(MessageType)")
@@ -131,15 +132,17 @@ def _annotated_types(
     return tuple(_members(where, hints[parameter.name]))
 
 
-def _members(where: str, hint: Any) -> Iterator[type]:
+def _members(where: str, hint: object) -> Iterator[type]:
     origin = get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         for member in get_args(hint):
             yield from _members(where, member)
     elif hint is Any:
         yield object
-    elif isinstance(origin or hint, type):
-        yield origin or hint
+    elif isinstance(origin, type):
+        yield origin
+    elif isinstance(hint, type):
+        yield hint
     else:
         raise TypeError(f"{where}: {hint!r} is no message type; use @on(MessageType)")
 

@@ -87,9 +87,10 @@ def exit_reason(error: BaseException | None, *, asked: bool, killed: bool) -> Ex
 
 
 def crash_part(error: BaseException | None) -> BaseException | None:
-    """What is left of `error` without trio's cancellations."""
+    """What is left of `error` without trio's cancellations; a group without any is returned as it is."""
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1]
+        cancelled, rest = error.split(trio.Cancelled)
+        return rest if cancelled is not None else error
     return None if isinstance(error, trio.Cancelled) else error
 
 

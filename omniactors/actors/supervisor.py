@@ -82,7 +82,7 @@ class Supervisor:
                 try:
                     with self._waiting():
                         await control.ready.wait()
-                    if control.failure is None:
+                    if not control.has_start_failed:
                         with control.body_scope:
                             yield self
                 except BaseException as error:
@@ -246,10 +246,10 @@ class Supervisor:
     async def stop_slot(self, slot: Slot) -> None:
         """As `stop_child`, by slot: what `ChildRef.stop` calls."""
         check_not_inside(slot.place)
-        await trio.lowlevel.checkpoint_if_cancelled()
         if slot.state == "stopped":
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await trio.lowlevel.checkpoint()
             return
+        await trio.lowlevel.checkpoint_if_cancelled()
         control = self._control
         control.keeper.abort_start(slot)
         await control.request(StopCommand(lambda command: control.stop(slot, command)))

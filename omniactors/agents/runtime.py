@@ -144,6 +144,7 @@ class AgentRuntime:
         self._roster: dict[str, Member] = {}
         self._agents = DynamicSupervisor(name="agents")
         self._news = trio.Event()
+        self._is_up = False
         self.add(WebhookAgent, (), {})
 
     def add(self, what: object, args: tuple[Any, ...], keywords: AgentKeywords) -> Subscription:
@@ -176,6 +177,7 @@ class AgentRuntime:
 
     def tree(self) -> Subtree:
         """The work half of the system, for one run."""
+        self._is_up = False
         self._settler.reset()
         for member in self._roster.values():
             member.reset()
@@ -211,9 +213,11 @@ class AgentRuntime:
             if name in self._roster:
                 self._gave_up(self._roster[name])
                 logger.error("agent %s gave up: %s", name, notice.reason)
-        elif isinstance(notice, notices.ChildExited | notices.ChildStartFailed):
+        elif isinstance(notice, notices.ChildExited) or (
+            isinstance(notice, notices.ChildStartFailed) and self._is_up
+        ):
+            # A first start that fails is raised to whoever runs the system, so it is not logged as well.
             error = notice.reason.error
-            # A supervisor that could not start says no more than its child did.
             if error is not None and not isinstance(error, ChildStartError):
                 logger.warning("%s ended: %s", notice.path, notice.reason, exc_info=error)
 
@@ -221,6 +225,7 @@ class AgentRuntime:
         """Start every agent of the roster, then those that are added; a restart of the tree starts all again."""
         started: set[str] = set()
         await self._hire(started, is_first=True)
+        self._is_up = True
         task_status.started()
         while True:
             self._news = trio.Event()

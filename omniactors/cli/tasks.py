@@ -19,9 +19,6 @@ from omniactors.errors import TaskFailed
 if TYPE_CHECKING:
     from omniactors import OmniActors
 
-LOOK = 0.5
-"""Seconds to tell a failed task, or one whose result is null, from a pending one: one read of the store."""
-
 app = typer.Typer(no_args_is_help=True, help="Publish events and read their results.")
 
 WaitOption = Annotated[
@@ -161,11 +158,12 @@ async def _publish(omni: OmniActors, event: EventFile, wait: float | None, outpu
 
 async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
     """What became of the task, after at most `seconds`."""
-    found = await omni.get_result(task_id)
-    if found is not None:
-        return Fate(task_id, "success", found)
+    for record in sorted(await omni.results.of_task(task_id), key=lambda record: record.status != "success"):
+        if record.status == "success":
+            return Fate(task_id, "success", record.result)
+        return Fate(task_id, "failed", failure=TaskFailed(task_id, record.agent, record.error or "", record.attempts))
     try:
-        with trio.move_on_after(max(seconds, LOOK)):
+        with trio.move_on_after(seconds):
             return Fate(task_id, "success", await omni.wait_result(task_id))
     except TaskFailed as failure:
         return Fate(task_id, "failed", failure=failure)

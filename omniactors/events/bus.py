@@ -304,6 +304,7 @@ class EventBus:
     # -- subscribers -------------------------------------------------------------------------------
 
     def _add(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
+        self._forget_leavers()
         run_id = subscriber.selection.run_id
         start, resumed = self._head, True
         self._subscribers[id(subscriber)] = subscriber

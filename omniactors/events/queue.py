@@ -186,8 +186,8 @@ class SubscriberQueue:
         return batch
 
     def discard(self) -> None:
-        """Let go of everything unread; it counts as dropped."""
-        self.dropped += self.queued
+        """Let go of everything unread: who leaves does not want it, so it is neither dropped nor matched."""
+        self.matched -= self.queued
         self._backlog.clear()
         self._live.clear()
         self._backlog_events = self._live_events = 0

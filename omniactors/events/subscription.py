@@ -164,7 +164,7 @@ class Subscription:
 
         Cancelling loses nothing. Raises as `receive` does.
         """
-        if self._stirs:  # else waiting is the checkpoint: two a batch cost a third of the rate
+        if self._stirs:  # else waiting is the checkpoint
             await trio.lowlevel.checkpoint()
         while not (batch := self._next_batch(limit)):
             await self._wait()

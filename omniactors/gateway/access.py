@@ -13,8 +13,7 @@ from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 SAFE_METHODS = frozenset({"GET", "HEAD"})
-PUBLIC_PATHS = frozenset({"/", "/healthz"})
-PUBLIC_PREFIX = "/static/"
+PUBLIC_PATHS = frozenset({"/", "/static/page.css", "/static/page.js", "/static/icon.svg", "/healthz"})
 """The page holds no secrets: it is public, so that it can ask for the token."""
 WEBSOCKET_PATH = "/ws"
 
@@ -60,7 +59,7 @@ class Policy:
             return Refusal(403, f"this gateway does not answer to the name {host!r}")
         if (head.path == WEBSOCKET_PATH or head.method not in SAFE_METHODS) and not self._knows_origin(head):
             return Refusal(403, "pages of other origins may not use this gateway")
-        if self.token is None or head.path in PUBLIC_PATHS or head.path.startswith(PUBLIC_PREFIX):
+        if self.token is None or head.path in PUBLIC_PATHS:
             return None
         offered = offered_token(head)
         if offered is None and head.path == WEBSOCKET_PATH:

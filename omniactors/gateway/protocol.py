@@ -5,6 +5,7 @@ One frame is one JSON object with its type in `t`. Unknown keys are ignored.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -24,6 +25,9 @@ STOPPING = 4000
 BAD_TOKEN = 4401
 NO_HELLO = 4408
 """Close codes: after 4000 to 4099 come back after a while, after 4400 to 4499 do not."""
+
+MAX_EVENT = 512 * 1024
+"""Bytes of one event. WebSocket clients commonly end the connection at a message of more than 1 MiB."""
 
 QUERY_SUBSCRIPTION = 0
 """The `s` of the subscription that the query of the URL makes."""
@@ -266,14 +270,25 @@ class _WireEvent(msgspec.Struct, frozen=True):
 
 
 def encode_event(event: Event) -> bytes:
-    """One event as JSON, whatever its data is: what JSON has no form for is named by its type."""
+    """One event as JSON, whatever its data is.
+
+    A value that JSON has no form for is named by its type; data that cannot be written, or that
+    takes more than `MAX_EVENT`, is replaced by `{"unreadable": why}`.
+    """
     wire = _WireEvent(event.offset, event.timestamp, event.run_id, event.event_type, event.source, event.data)
     try:
-        return _event_encoder.encode(wire)
+        written = _event_encoder.encode(wire)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        run_id, event_type, source = map(_printable, (event.run_id, event.event_type, event.source))
-        data = {"unreadable": _printable(f"{type(error).__name__}: {error}")}
-        return _event_encoder.encode(_WireEvent(event.offset, event.timestamp, run_id, event_type, source, data))
+        return _without_data(event, f"{type(error).__name__}: {error}")
+    if len(written) > MAX_EVENT:
+        return _without_data(event, f"{len(written)} bytes are too many for a frame")
+    return written
+
+
+def _without_data(event: Event, why: str) -> bytes:
+    run_id, event_type, source = (_printable(text) for text in (event.run_id, event.event_type, event.source))
+    data = {"unreadable": _printable(why)}
+    return _event_encoder.encode(_WireEvent(event.offset, event.timestamp, run_id, event_type, source, data))
 
 
 class EventCache:
@@ -281,14 +296,15 @@ class EventCache:
 
     def __init__(self, capacity: int = 4096) -> None:
         self._capacity = capacity
-        self._written: dict[int, bytes] = {}
+        # Not a plain dict: finding the first key of one that loses its first keys takes longer each time.
+        self._written: OrderedDict[int, bytes] = OrderedDict()
 
     def encode(self, event: Event) -> bytes:
         """As `encode_event`, remembered by offset: for the events of one bus."""
         written = self._written.get(event.offset)
         if written is None:
             if len(self._written) >= self._capacity:
-                del self._written[next(iter(self._written))]
+                self._written.popitem(last=False)
             written = self._written[event.offset] = encode_event(event)
         return written
 

@@ -23,11 +23,13 @@ class Row:
     target: str = ""
 
     def __str__(self) -> str:
-        parts = [f"{self.name:<44} {_rate(self.ours):>10}"]
+        parts = [f"{self.name:<44} {rate(self.ours):>10}"]
         if self.bare is not None:
-            parts.append(f"bare {_rate(self.bare)} ({self.ours / self.bare:.2f}x)")
-        for name, rate in self.anchors.items():
-            parts.append(f"{name} is missing" if rate is None else f"{name} {_rate(rate)} ({self.ours / rate:.1f}x)")
+            parts.append(f"bare {rate(self.bare)} ({self.ours / self.bare:.2f}x)")
+        for name, anchor in self.anchors.items():
+            parts.append(
+                f"{name} is missing" if anchor is None else f"{name} {rate(anchor)} ({self.ours / anchor:.1f}x)"
+            )
         if self.target:
             parts.append(f"target {self.target}")
         return "  ".join(parts)
@@ -39,7 +41,8 @@ def show(rows: Iterable[Row]) -> None:
         print(row)
 
 
-def _rate(per_second: float) -> str:
+def rate(per_second: float) -> str:
+    """A rate for people: three digits and a unit."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if per_second >= size:
             return f"{per_second / size:.3g} {unit}/s"

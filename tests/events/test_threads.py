@@ -78,10 +78,12 @@ def test_one_bus_serves_one_run_after_another() -> None:
 
     trio.run(main, 1)
     publish(bus, 1)
+    in_thread(lambda: publish(bus, 1))
+    assert bus.head == 3
     trio.run(main, 2)
     in_thread(lambda: trio.run(main, 3))
-    assert bus.head == 4
-    assert events.queued == 1
+    assert bus.head == 5
+    assert events.queued == 2
 
 
 async def test_a_thread_wakes_a_waiting_reader_and_keeps_its_run_and_order() -> None:
@@ -213,6 +215,30 @@ def test_a_publish_in_the_middle_of_a_publish_neither_deadlocks_nor_overtakes() 
 
     trio.run(main)
     assert admitted == ["outer", "inner", "after"]
+
+
+def test_a_thread_that_never_stops_does_not_keep_a_run_from_its_tasks() -> None:
+    turn = 0
+    admitted: list[int] = []
+
+    def admit(item: int) -> None:
+        admitted.append(turn)
+        if item < 10:
+            in_thread(lambda: entrance.enter(item + 1))
+
+    entrance = Entrance[int](1, admit, lambda lost: None, pack=lambda item: item)
+
+    async def main() -> None:
+        nonlocal turn
+        entrance.claim()
+        in_thread(lambda: entrance.enter(0))
+        with trio.fail_after(5):
+            while len(admitted) < 11:
+                turn += 1
+                await trio.lowlevel.checkpoint()
+
+    trio.run(main)
+    assert len(set(admitted)) > 3
 
 
 def test_threads_without_a_run_are_admitted_one_at_a_time() -> None:

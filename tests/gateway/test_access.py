@@ -83,6 +83,13 @@ def test_the_page_needs_no_token(path: str) -> None:
     assert OPEN.judge(head(path)) is None
 
 
+@pytest.mark.parametrize("path", ["/static/", "/static/../api/agents", "/static/page.js/", "//", "/healthz/x"])
+def test_what_only_looks_like_the_page_does(path: str) -> None:
+    refusal = OPEN.judge(head(path))
+    assert refusal is not None
+    assert refusal.status == 401
+
+
 @pytest.mark.parametrize(
     ("fields", "query", "status"),
     [

@@ -137,6 +137,29 @@ async def test_an_endpoint_that_fails_is_a_500_and_no_more(start: Start, caplog:
     assert "the answer to GET /api/broken failed" in caplog.text
 
 
+async def test_a_stream_learns_that_its_client_has_gone(start: Start) -> None:
+    ended = trio.Event()
+
+    async def endless(_: Request) -> Response:
+        async def parts() -> AsyncIterator[str]:
+            try:
+                yield "begun"
+                await trio.sleep_forever()
+            finally:
+                ended.set()
+
+        return StreamingResponse(parts())
+
+    async with start(routes=[Route("/api/endless", endless)]) as running:
+        answer = b""
+        with trio.fail_after(PATIENCE):
+            async with await running.connect() as stream:
+                await stream.send_all(b"GET /api/endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                while b"begun" not in answer:
+                    answer += await stream.receive_some()
+            await ended.wait()
+
+
 async def test_one_connection_carries_many_requests(start: Start) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -170,7 +193,8 @@ async def test_a_head_may_come_byte_by_byte(start: Start) -> None:
     ],
 )
 async def test_bad_requests_are_told_so_in_time(start: Start, sent: bytes, status: bytes) -> None:
-    async with start(config=HURRIED, routes=ROUTES) as running:
+    config = HURRIED if status == b"408" else GatewayConfig(max_body=1000)
+    async with start(config=config, routes=ROUTES) as running:
         answer = await talk(running, sent)
         assert answer.startswith(b"HTTP/1.1 " + status), answer[:100]
         async with running.http() as client:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from omniactors.events.event import GAP, Event
 from omniactors.gateway.protocol import (
+    MAX_EVENT,
     Bye,
     ClientPing,
     ClientPong,
@@ -171,6 +172,12 @@ def test_data_without_a_json_form_does_not_stop_the_stream(data: dict[str, Any])
     read = json.loads(encode_event(event))
     assert read["event_type"] == "x"
     assert list(read["data"]) == ["unreadable"]
+
+
+def test_an_event_that_no_client_would_take_comes_without_its_data() -> None:
+    read = json.loads(encode_event(Event(event_type="x", data={"text": "x" * MAX_EVENT}, offset=7)))
+    assert (read["o"], read["event_type"]) == (7, "x")
+    assert "too many for a frame" in read["data"]["unreadable"]
 
 
 def test_values_of_unknown_types_are_named_by_their_type() -> None:

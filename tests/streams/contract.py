@@ -613,10 +613,13 @@ class CallContract:
     async def test_close_finishes_what_was_accepted_and_sends_away_who_waits(self, backend: Backend) -> None:
         ended = []
 
+        async def wait_on() -> None:
+            while True:  # one wait may return for nothing
+                await backend.wait([TOPIC], (await backend.fetch([Want(TOPIC, AGENT, 1)])).position)
+
         async def wait() -> None:
             with pytest.raises(BackendClosed):
-                while True:  # it may return for nothing
-                    await backend.wait([TOPIC], (await backend.fetch([Want(TOPIC, AGENT, 1)])).position)
+                await wait_on()
             ended.append("wait")
 
         async def wait_results() -> None:

@@ -1,6 +1,8 @@
 // The page of live events: one WebSocket, one subscription, and a list of what it told.
 
 const ROWS = 500; // events kept on the page; older ones are let go
+const BUSY = 50; // events in one go that nobody could read one by one:
+const BUSY_PAUSE = 250; // then the list moves four times a second, and the page stays quick
 const LOOK_BACK = 200; // what happened just before one looks
 const LOOK_BACK_FILTERED = 2000; // the same for a choice of types, which are rarer
 const SHOWN_TYPES = 12;
@@ -12,7 +14,7 @@ const $ = (id) => document.getElementById(id);
 const state = {
   socket: null, epoch: null, offset: null, tries: 0, serial: 0, timer: null,
   live: false, afresh: false, newest: 0, received: 0, missed: 0, unknownLoss: false, second: 0, rates: new Array(60).fill(0),
-  events: [], waiting: [], seen: new Map(), paused: false, types: [], find: "", scheduled: false,
+  events: [], waiting: [], seen: new Map(), paused: false, busy: false, types: [], find: "", scheduled: false,
 };
 
 // -- connection ---------------------------------------------------------------------------------
@@ -23,10 +25,8 @@ function connect() {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
   const socket = (state.socket = new WebSocket(`${scheme}//${location.host}/ws`, "omniactors.v1.json"));
   say("connecting", "connecting");
-  socket.onopen = () => {
-    const token = sessionStorage.getItem(TOKEN_KEY);
-    if (token) send({ t: "hello", token, client: "page" });
-  };
+  // Without a token too: where one is needed, the answer comes at once.
+  socket.onopen = () => send({ t: "hello", token: sessionStorage.getItem(TOKEN_KEY), client: "page" });
   socket.onmessage = (message) => {
     if (socket === state.socket) take(JSON.parse(message.data));
   };
@@ -140,7 +140,8 @@ function add(item) {
   if (state.waiting.length > 2 * ROWS) state.waiting.splice(0, ROWS);
   if (!state.scheduled && !state.paused) {
     state.scheduled = true;
-    requestAnimationFrame(show);
+    if (state.busy) setTimeout(show, BUSY_PAUSE);
+    else requestAnimationFrame(show);
   }
 }
 
@@ -148,6 +149,7 @@ function show() {
   state.scheduled = false;
   if (state.paused || !state.waiting.length) return;
   const items = state.waiting.splice(0);
+  state.busy = items.length > BUSY;
   state.events.push(...items);
   if (state.events.length > ROWS) state.events.splice(0, state.events.length - ROWS);
   draw(items.slice(-ROWS).filter(wanted));
@@ -262,7 +264,7 @@ function tick() {
 function tell() {
   $("rate").textContent = state.rates.at(-1).toLocaleString();
   $("received").textContent = state.received.toLocaleString();
-  $("missed").textContent = state.missed.toLocaleString() + (state.unknownLoss ? "+" : "");
+  $("missed").textContent = state.unknownLoss && !state.missed ? "?" : state.missed.toLocaleString() + (state.unknownLoss ? "+" : "");
   $("missed-box").classList.toggle("some", state.missed > 0 || state.unknownLoss);
   $("pause").textContent = state.paused && state.waiting.length ? `Resume (${newer()})` : state.paused ? "Resume" : "Pause";
   chart();
