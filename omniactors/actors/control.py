@@ -8,6 +8,7 @@ children end in order.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -193,7 +194,14 @@ class Control:
         elif self._inbox:
             await self._handle(self._inbox.popleft())
         else:
-            with trio.move_on_at(self.keeper.schedule.next_due()):
+            await self._rest(self.keeper.schedule.next_due())
+
+    async def _rest(self, due: float) -> None:
+        """Sleep until there is something to do, at the latest at `due`."""
+        if due == math.inf:
+            await self._parker.park()
+        else:
+            with trio.move_on_at(due):
                 await self._parker.park()
 
     async def _handle(self, item: _Exit | _Retry | Command[Any]) -> None:

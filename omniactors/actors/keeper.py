@@ -6,7 +6,6 @@ What follows from that, and for whom, is the control task's matter.
 from __future__ import annotations
 
 import contextvars
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +17,7 @@ from omniactors.actors.stopping import stop_run
 from omniactors.actors.waiting import RunningChild, running_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.roster import Roster
@@ -74,9 +73,10 @@ class Keeper:
         run = slot.begin()
         run.on_ready = lambda: self._release(slot)
         self._starting[run] = None
-        with self._busy_with(slot):
-            self._context.run(self._spawn, slot, run)
-            await run.settled.wait()
+        self._hold_up(slot)
+        self._context.run(self._spawn, slot, run)
+        await run.settled.wait()
+        self._release(slot)
         self._starting.pop(run, None)
         return run
 
@@ -201,22 +201,16 @@ class Keeper:
         if run is None:
             return
         slot.state = "stopping"
-        with self._busy_with(slot):
-            await stop_run(slot, run, slot.spec.shutdown if self._has_grace else 0)
+        self._hold_up(slot)
+        await stop_run(slot, run, slot.spec.shutdown if self._has_grace else 0)
+        self._release(slot)
         if slot.run is run:
             self.note_end(slot, run)
 
-    @contextmanager
-    def _busy_with(self, slot: Slot) -> Iterator[None]:
-        """While this lasts, whoever waits for the supervisor waits for this child; not if children are independent."""
-        if self._flags.independent:
-            yield
-            return
-        self._owner.place.hold(slot.place)
-        try:
-            yield
-        finally:
-            self._release(slot)
+    def _hold_up(self, slot: Slot) -> None:
+        """Whoever waits for the supervisor now waits for this child; not where children are independent."""
+        if not self._flags.independent:
+            self._owner.place.hold(slot.place)
 
     def _release(self, slot: Slot) -> None:
         """The supervisor waits for this child no longer."""

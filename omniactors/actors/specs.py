@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from omniactors.actors.refs import ChildRef
 from omniactors.actors.rules import AutoShutdown, Intensity, RestartType, Strategy, check_choice
@@ -25,7 +25,6 @@ WORKER_SHUTDOWN = 5.0
 """Seconds of grace for a worker, as in OTP; a supervisor has no limit of its own."""
 
 
-@runtime_checkable
 class Child(Protocol):
     """What a slot runs, over and over: the supervisor knows no more of a child than this."""
 
@@ -129,35 +128,37 @@ class ChildSource:
     """The id of a spec that names none, if it is not to count up."""
 
 
-@runtime_checkable
-class HasChildSource(Protocol):
-    """A class or value that says by itself how to be a child: Actor subclasses, subtrees, pools."""
-
-    def __child_source__(self) -> ChildSource:
-        """How to run this as a child."""
-        ...
-
-
 def child_source(what: object) -> ChildSource:
-    """How to run `what`; raises TypeError for what cannot be a child."""
+    """How to run `what`; raises TypeError for what cannot be a child.
+
+    A class or value that has `__child_source__` says it by itself: Actor subclasses, subtrees, pools.
+    """
     if isinstance(what, ChildSpec):
         raise TypeError("a ChildSpec cannot be the `what` of another ChildSpec")
-    if isinstance(what, HasChildSource):
-        source = what.__child_source__
-        if inspect.ismethod(source) and isinstance(source.__self__, type) and source.__self__ is not what:  # type: ignore[comparison-overlap]
-            raise TypeError(f"a child is given as a class and its arguments, {what!r} is an instance already")
-        return source()
-    function = inspect.unwrap(getattr(what, "func", what))  # type: ignore[arg-type]  # a partial has its function in func
-    if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(getattr(what, "__call__", None)):  # noqa: B004
+    own: Callable[[], ChildSource] | None = getattr(what, "__child_source__", None)
+    if own is None:
+        return _function_source(what)
+    owner = getattr(own, "__self__", what)
+    if isinstance(owner, type) and owner is not what:
+        raise TypeError(f"a child is given as a class and its arguments, {what!r} is an instance already")
+    return own()
+
+
+def _function_source(what: Any) -> ChildSource:  # noqa: ANN401 -- checked here
+    function = inspect.unwrap(getattr(what, "func", what))  # a partial has its function in func
+    if not hasattr(function, "__code__"):
+        function = getattr(type(what), "__call__", None)  # noqa: B004 -- the method itself, to look into
+    if not inspect.iscoroutinefunction(function):
         raise TypeError(
             f"a child is an Actor subclass, an async function, a ChildSpec, a subtree() or a pool(), not {what!r}"
         )
-    from_start = "task_status" in inspect.signature(what).parameters  # type: ignore[arg-type]
+    code = function.__code__  # inspect.signature would take longer than the rest of a start
+    takes_status = "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     def factory(args: tuple[Any, ...], mailbox: Mailbox | None, on_crash: OnCrash | None) -> Callable[[], Child]:
         if mailbox is not None or on_crash is not None:
             raise ValueError("mailbox and on_crash are for actors; an async function has no mailbox")
-        return lambda: FunctionChild(what, args, takes_status=from_start)  # type: ignore[arg-type]
+        return lambda: FunctionChild(what, args, takes_status=takes_status)
 
     return ChildSource(getattr(function, "__name__", "child"), "transient", WORKER_SHUTDOWN, factory)
 
