@@ -213,9 +213,7 @@ class AgentRuntime:
             if name in self._roster:
                 self._gave_up(self._roster[name])
                 logger.error("agent %s gave up: %s", name, notice.reason)
-        elif isinstance(notice, notices.ChildExited) or (
-            isinstance(notice, notices.ChildStartFailed) and self._is_up
-        ):
+        elif isinstance(notice, notices.ChildExited) or (isinstance(notice, notices.ChildStartFailed) and self._is_up):
             # A first start that fails is raised to whoever runs the system, so it is not logged as well.
             error = notice.reason.error
             if error is not None and not isinstance(error, ChildStartError):
