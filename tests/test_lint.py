@@ -16,9 +16,10 @@ from tests.source import ROOT
         ("ruff", "check", "--no-fix"),
         ("ruff", "format", "--check"),
         ("mypy", "--strict"),
-        ("pyright",),
+        # Without it pyright looks for packages in whatever python stands first on PATH.
+        ("pyright", "--pythonpath", sys.executable),
     ],
-    ids=" ".join,
+    ids=lambda command: command[0] if command[0] == "pyright" else " ".join(command),
 )
 def test_is_clean(command: tuple[str, ...]) -> None:
     done = subprocess.run(
