@@ -13,9 +13,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from tests.cli.command import Finished, command, environment, running
 from tests.source import ROOT
@@ -116,9 +117,8 @@ def test_the_pipeline_runs_over_the_standard_library_by_default(tmp_path: Path) 
 
 def test_a_run_after_a_killed_one_counts_only_its_own_files(tmp_path: Path, odd_files: Path) -> None:
     killed = start("file_pipeline.py", "--limit", 2000, folder=tmp_path)
-    store = tmp_path / ".omniactors" / "omniactors.db"
     deadline = time.monotonic() + 60
-    while stored_results(store) < 10:
+    while len(stored_results(tmp_path, "file_stages.Scanner@file.uploaded")) < 10:
         assert time.monotonic() < deadline, "it never got anywhere"
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
@@ -127,16 +127,16 @@ def test_a_run_after_a_killed_one_counts_only_its_own_files(tmp_path: Path, odd_
     assert counts(run("file_pipeline.py", odd_files, folder=tmp_path)) == (8, 6, 2)
 
 
-def stored_results(store: Path) -> int:
-    """How many tasks are done; 0 before there is a store."""
+def stored_results(folder: Path, agent: str) -> list[Any]:
+    """The result records of an agent, read from the store as docs/delivery.md describes it; [] before there is one."""
     try:
-        connection = sqlite3.connect(f"file:{store}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"file:{folder / '.omniactors' / 'omniactors.db'}?mode=ro", uri=True)
     except sqlite3.OperationalError:
-        return 0
+        return []
     try:
-        return int(connection.execute("SELECT count(*) FROM result").fetchone()[0])
+        return [json.loads(row[0]) for row in connection.execute("SELECT record FROM result WHERE agent = ?", (agent,))]
     except sqlite3.OperationalError:
-        return 0
+        return []
     finally:
         connection.close()
 
@@ -145,6 +145,16 @@ def test_the_pipeline_refuses_what_is_no_folder(tmp_path: Path) -> None:
     done = run("file_pipeline.py", tmp_path / "nope", folder=tmp_path)
     assert (done.code, done.stdout) == (2, "")
     assert "must be a folder" in done.stderr
+
+
+def test_the_embedded_supervisor_restarts_what_crashes_and_the_app_goes_on(tmp_path: Path) -> None:
+    done = run("embedded.py", folder=tmp_path)
+    assert (done.code, done.stderr) == (0, "")
+    replies = [line for line in done.stdout.splitlines() if ": " in line and not line.startswith("--")]
+    assert [reply.rpartition(": ")[2] for reply in replies if reply.startswith("tea: ")] == ["1", "2", "3", "1", "2"]
+    assert "c0ffee: 'c0ffee' is no word" in replies
+    assert "ended: crash: ValueError" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("after 2 lives")
 
 
 async def test_the_greeter_answers_other_processes(tmp_path: Path) -> None:
@@ -157,3 +167,9 @@ async def test_the_greeter_answers_other_processes(tmp_path: Path) -> None:
             done = await command(tmp_path, *publish, "--content", content)
             assert done.code == 1
             assert sentence in done.stderr
+        reply = ("--reply-to", "greet.shout", "--content", '{"name": "Bob", "language": "de"}')
+        assert (await command(tmp_path, *publish, *reply)).code == 0
+        with trio.fail_after(20):
+            while not (records := stored_results(tmp_path, "shouter")):  # noqa: ASYNC110 -- another process writes it
+                await trio.sleep(0.02)
+    assert [record["result"] for record in records] == ["HALLO BOB!"]

@@ -156,6 +156,9 @@ class Cell:
             await trio.lowlevel.cancel_shielded_checkpoint()
         if message.task is None:
             return
+        if message.asker is not None and len(self._queues) > 1:
+            # Taken from a pool's queue: from now on it is this actor, not any of them.
+            message.asker.hold(self._queues[0].place)
         handler = self._handlers[type(message.message)]
         path = self._queues[0].path
         try:

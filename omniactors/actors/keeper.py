@@ -50,6 +50,7 @@ class Keeper:
         self._on_exit = on_exit
         self._on_interrupt = on_interrupt
         self._starting: dict[Incarnation, None] = {}
+        self._holding_up: dict[Slot, None] = {}
         self._has_grace = True
 
     def open(self, nursery: trio.Nursery) -> None:
@@ -208,14 +209,20 @@ class Keeper:
             self.note_end(slot, run)
 
     def _hold_up(self, slot: Slot) -> None:
-        """Whoever waits for the supervisor now waits for this child; not where children are independent."""
-        if not self._flags.independent:
-            self._owner.place.hold(slot.place)
+        """Whoever waits for the supervisor now waits for this child; independent ones only hold up its end."""
+        if self._flags.independent and not self.stopping.is_set():
+            return
+        self._holding_up[slot] = None
+        self._owner.place.hold(slot.place)
 
     def _release(self, slot: Slot) -> None:
         """The supervisor waits for this child no longer."""
+        self._holding_up.pop(slot, None)
         if self._owner.place.waits_for is slot.place:
             self._owner.place.go_on()
+            for other in self._holding_up:
+                self._owner.place.hold(other.place)
+                return
 
 
 def kill(slot: Slot) -> None:

@@ -122,6 +122,8 @@ class PoolChild:
         flags = Flags(intensity=self._pool.intensity, backoff=self._pool.backoff)
         supervisor = PoolSupervisor(flags, members, path=slot.path, emit=slot.supervisor.emit)
         self.queue.place.any_of = supervisor.places()
+        for place in self.queue.place.any_of:
+            place.member_of = self.queue.place
         await run_nested(supervisor, status, self._stop)
 
     def _stop(self, supervisor: Supervisor) -> None:

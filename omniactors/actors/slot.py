@@ -102,7 +102,7 @@ class Slot:
         self.incarnation += 1
         self.state = "starting"
         self.ready_at = None
-        self.place.go_on()
+        self.place.begin()
         self.run = Incarnation()
         self.child.run_begins()
         return self.run
@@ -129,7 +129,7 @@ class Slot:
         self.generation += 1
         self.state = "stopped"
         self.reason = reason
-        self.place.go_on()
+        self.place.end()
         self.child.slot_closed(reason)
         if self._stopped is not None:
             self._stopped.set()

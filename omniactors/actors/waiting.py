@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Place:
     """A node of the graph. One that has neither `waits_for` nor `any_of` goes on by itself."""
 
-    __slots__ = ("any_of", "give_up", "parent", "path", "waits_for")
+    __slots__ = ("any_of", "give_up", "is_over", "member_of", "parent", "path", "waits_for")
 
     def __init__(self, path: str, parent: Place | None = None) -> None:
         self.path = path
@@ -29,7 +29,11 @@ class Place:
         """What this place is inside of: a child's supervisor, a supervisor's own place as a child."""
         self.waits_for: Place | None = None
         self.any_of: Sequence[Place] = ()
-        """A pool's actors: it waits only while all of them do."""
+        """A pool's actors: it waits only while all of them do that are not over."""
+        self.member_of: Place | None = None
+        """The pool whose queue this actor works from, too."""
+        self.is_over = False
+        """Whether it will not do anything any more."""
         self.give_up: Callable[[DeadlockError], None] | None = None
         """Ends the wait with an error; None when it cannot be ended."""
 
@@ -52,11 +56,19 @@ class Place:
     def hold(self, target: Place) -> None:
         """Note that this place waits for `target` and cannot do otherwise; a wait that so became hopeless is failed."""
         self.waits_for = target
-        ring = self._ring()
-        for place in ring:
-            if place.give_up is not None:
-                place.give_up(_deadlock(ring))
-                return
+        self.break_ring()
+
+    def begin(self) -> None:
+        """Note that it is there (again)."""
+        self.is_over = False
+        self.go_on()
+
+    def end(self) -> None:
+        """Note that it is over; whoever then waits in vain for its pool is failed."""
+        self.is_over = True
+        self.go_on()
+        if self.member_of is not None:
+            self.member_of.break_ring()
 
     def is_inside(self, other: Place) -> bool:
         """Whether this place is `other`, or a descendant of it."""
@@ -67,6 +79,14 @@ class Place:
             place = place.parent
         return False
 
+    def break_ring(self) -> None:
+        """Fail one wait of those that this place waits for, if all of them wait."""
+        ring = self._ring()
+        for place in ring:
+            if place.give_up is not None:
+                place.give_up(_deadlock(ring))
+                return
+
     def _ring(self) -> list[Place]:
         """Everything that this place waits for, itself first, if all of it waits; else nothing."""
         seen: dict[Place, None] = {}
@@ -75,14 +95,21 @@ class Place:
             place = pending.pop()
             if place in seen:
                 continue
-            if place.waits_for is None and not place.any_of:
+            ways_on = place.ways_on()
+            if not ways_on:
                 return []
             seen[place] = None
-            if place.waits_for is not None:
-                pending.append(place.waits_for)
-            else:
-                pending.extend(place.any_of)
+            pending.extend(ways_on)
         return list(seen)
+
+    def ways_on(self) -> list[Place]:
+        """What this place waits for: it goes on when one of them does, and by itself when there is none."""
+        if self.waits_for is not None:
+            return [self.waits_for]
+        actors = [actor for actor in self.any_of if not actor.is_over]
+        if self.any_of and not actors and self.parent is not None:
+            return [self.parent]  # a pool without actors is being stopped, and its messages fail after that
+        return actors
 
 
 def _deadlock(ring: Sequence[Place]) -> DeadlockError:

@@ -227,6 +227,16 @@ async def test_a_pool_asks_itself_while_one_of_its_actors_is_free() -> None:
         deadlock(caught.value)
 
 
+async def test_an_actor_of_a_pool_that_handles_a_message_is_the_one_waited_for() -> None:
+    """That others of the pool are free does not help the asker."""
+    async with open_supervisor() as sup:
+        nodes, outside = await sup.start_child(pool(Node, size=3)), await sup.start_child(Node)
+        with pytest.raises(AskFailed) as caught:
+            await outside.ask(Relay(nodes, outside))
+        deadlock(caught.value)
+        assert await outside.ask(Relay(nodes, nodes)) == "end"
+
+
 # -- with a supervisor in the ring ----------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from omniactors import (
     ActorRef,
     ActorStopped,
+    Backoff,
     ChildSpec,
     ChildStartError,
     ChildStuck,
@@ -223,6 +224,23 @@ async def test_the_body_may_talk_to_its_children_on_its_way_out() -> None:
                     with pytest.raises(ActorStopped):
                         await a.ask(Total())
     assert scope.cancelled_caught
+
+
+async def test_the_body_does_not_wait_for_a_restart_that_no_longer_comes(autojump_clock: MockClock) -> None:
+    """92."""
+    with trio.CancelScope() as scope:
+        async with open_supervisor(Counter, backoff=Backoff(initial=50, jitter=0)) as sup:
+            ref = sup.child("Counter-1")
+            assert isinstance(ref, ActorRef)
+            ref.tell_nowait(Boom())
+            await wait_all_tasks_blocked()
+            assert ref.status == "restarting"
+            scope.cancel()
+            with trio.fail_after(10, shield=True):
+                await trio.sleep(1)
+                with pytest.raises(ActorStopped):
+                    await ref.ask(Total())
+    assert trio.current_time() == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), ExceptionGroup("mine", [ValueError("x")]), StopAsyncIteration()])
