@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from omniactors.actors.messages import HandlerTable
     from omniactors.actors.refs import ActorRef
 
-BATCH = 16
+BATCH = 32
 """Messages between two looks at the clock: a look costs as much as a small handler."""
 TIME_SLICE = 0.001
 """Seconds an actor may work before it lets other tasks run, if its handlers never wait by themselves."""
@@ -73,6 +73,7 @@ class Cell:
         self._handlers = handlers
         self._status = status
         self._lane: Lane | None = None
+        self._sources: list[Source] = [*queues]
         self._parker = Parker()
         self._asked = False
         self._interrupted = False
@@ -81,7 +82,9 @@ class Cell:
 
     async def run(self, ref: ActorRef[Any], lane: Lane | None) -> None:
         """Work until asked to stop; raises whatever a handler raised."""
-        self._lane = lane
+        if lane is not None:
+            self._lane = lane
+            self._sources.append(lane)
         await self._actor.on_start()
         self._status.on_stop = self._stop
         self._status.on_kill = self._interrupt
@@ -125,7 +128,9 @@ class Cell:
                     is_busy = True
                     await self._actor.work(item)
             if is_busy:
-                await self._yield_when_due()
+                if self._interrupted or time.perf_counter() >= self._slice_end:
+                    await trio.lowlevel.checkpoint()
+                    self._slice_end = time.perf_counter() + TIME_SLICE
             elif self._asked:
                 return
             else:
@@ -136,17 +141,20 @@ class Cell:
         messages = queue.messages
         handlers = self._handlers
         actor = self._actor
-        for _ in range(BATCH):
-            if not messages or self._interrupted:
-                return
-            message = messages.popleft()
-            if queue.has_waiting_senders:
-                queue.admit()
-            handler = handlers.get(type(message))
-            if handler is None:
-                await self._handle_ask(message)
-            else:
-                await handler(actor, message)
+        taken = 0
+        try:
+            while messages and taken < BATCH and not self._interrupted:
+                message = messages.popleft()
+                taken += 1
+                if queue.senders:
+                    queue.admit()
+                handler = handlers.get(type(message))
+                if handler is None:
+                    await self._handle_ask(message)
+                else:
+                    await handler(actor, message)
+        finally:
+            queue.taken += taken
 
     async def _handle_ask(self, message: object) -> None:
         if not isinstance(message, Ask):
@@ -173,22 +181,14 @@ class Cell:
             raise
         message.reply(value)
 
-    async def _yield_when_due(self) -> None:
-        if self._interrupted or time.perf_counter() >= self._slice_end:
-            await trio.lowlevel.checkpoint()
-            self._slice_end = time.perf_counter() + TIME_SLICE
-
     async def _wait_for_work(self) -> None:
         parker = self._parker
-        sources: list[Source] = [*self._queues]
-        if self._lane is not None:
-            sources.append(self._lane)
-        for source in sources:
+        for source in self._sources:
             source.add_idle(parker)
         try:
             await parker.park()
         finally:
-            for source in sources:
+            for source in self._sources:
                 source.discard_idle(parker)
             self._slice_end = time.perf_counter() + TIME_SLICE
 

