@@ -215,8 +215,14 @@ class OmniActors:
         await self._backend.close()
 
     async def __aenter__(self) -> Self:
+        if self._block is not None:
+            raise OmniActorsError("the system runs already")
         self._block = self._as_block()
-        return await self._block.__aenter__()
+        try:
+            return await self._block.__aenter__()
+        except BaseException:
+            self._block = None
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

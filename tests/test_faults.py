@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from omniactors import OmniActors
+from omniactors import OmniActors, TaskFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ RUNNER = """
 
 PUBLISHER = """
     import sys, trio
-    from omniactors import OmniActors
+    from omniactors import OmniActors, TaskFailed
 
     async def main():
         omni = OmniActors(sys.argv[1])
@@ -161,7 +161,7 @@ def test_a_restart_of_the_runner_repeats_nothing(tmp_path: Path) -> None:
 def test_a_script_that_publishes_and_forgets_ends_at_once_and_all_is_durable(tmp_path: Path) -> None:
     code = """
         import sys, trio
-        from omniactors import OmniActors
+        from omniactors import OmniActors, TaskFailed
 
         omni = OmniActors(sys.argv[1])
 
@@ -207,7 +207,7 @@ def test_an_event_that_kills_its_process_again_and_again_is_dead_lettered(tmp_pa
     """
     url = f"sqlite:///{tmp_path / 'work.db'}"
     trio.run(OmniActors(url).publish, "poison", "poison")
-    for _ in range(3):
+    for _ in range(5):
         assert start(code, url, folder=tmp_path).wait(timeout=20) == 9
     runner = start(code, url, folder=tmp_path)
 
@@ -270,3 +270,47 @@ def test_ctrl_c_lets_running_tasks_finish_and_acknowledges_them(tmp_path: Path) 
     assert trio.run(finish, url, ids) == [0, 1, 2, 3]
     kill(runner)
     assert lines(log) == ["0", "1", "2", "3"]
+
+
+def test_events_that_were_at_work_at_every_kill_are_handled_alone_and_survive(tmp_path: Path) -> None:
+    code = """
+        import os, sys, trio
+        from omniactors import Agent, EventEnvelope, OmniActors
+
+        omni = OmniActors(sys.argv[1])
+
+        class Mixed(Agent, topic="mixed", name="mixed", concurrency=8):
+            async def handle(self, event: EventEnvelope[str]) -> str:
+                await trio.sleep(0.2)
+                if event.payload.content == "poison":
+                    os._exit(9)
+                return event.payload.content
+
+        omni.add(Mixed)
+        trio.run(omni.run)
+    """
+    url = f"sqlite:///{tmp_path / 'work.db'}"
+    contents = [*(f"good {number}" for number in range(6)), "poison", *(f"good {number}" for number in range(6, 12))]
+
+    async def publish() -> list[str]:
+        omni = OmniActors(url)
+        ids = await omni.publish_batch([("mixed", content) for content in contents])
+        await omni.shutdown()
+        return ids
+
+    ids = trio.run(publish)
+    good = [task_id for task_id, content in zip(ids, contents, strict=True) if content != "poison"]
+    runner = start(code, url, folder=tmp_path)
+    for _ in range(5):
+        assert runner.wait(timeout=20) == 9
+        runner = start(code, url, folder=tmp_path)
+    assert trio.run(finish, url, good) == [content for content in contents if content != "poison"]
+
+    async def dead() -> list[str]:
+        omni = OmniActors(url)
+        with pytest.raises(TaskFailed, match="vanished without any outcome"):
+            await omni.wait_result(ids[6])
+        return [letter.reason for letter in await omni.streams.dlq("mixed")]
+
+    assert trio.run(dead) == ["crash-loop"]
+    kill(runner)

@@ -88,13 +88,13 @@ class Actor(Generic[M_contra]):
     async def on_stop(self, reason: ExitReason) -> None:
         """Called after the last message, within the grace time; not when the actor was cancelled."""
 
-    def lane(self) -> Lane | None:
-        """A second source of work, beside the mailbox; each item goes to `work`."""
+    def __lane__(self) -> Lane | None:
+        """A second source of work, beside the mailbox; each item goes to `__work__`."""
         return None
 
-    async def work(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
+    async def __work__(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
         """Handle one item of the lane."""
-        raise NotImplementedError(f"{type(self).__name__} has a lane, so it needs a work() method")
+        raise NotImplementedError(f"{type(self).__name__} has a lane, so it needs a __work__ method")
 
 
 class ActorContext:
@@ -148,10 +148,10 @@ class ActorChild:
         ref = cast("ActorRef[Any]", slot.ref)
         actor.__attach__(ActorContext(slot, ref, cell))
         if self._cls.lifespan is Actor.lifespan:
-            await cell.run(ref, actor.lane())
+            await cell.run(ref, actor.__lane__())
         else:
             async with actor.lifespan():
-                await cell.run(ref, actor.lane())
+                await cell.run(ref, actor.__lane__())
 
     @property
     def queue(self) -> MailboxQueue:

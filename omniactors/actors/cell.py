@@ -53,7 +53,7 @@ class ActorHooks(Protocol):
     async def on_stop(self, reason: ExitReason) -> None:
         """After the last message."""
 
-    async def work(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
+    async def __work__(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
         """One item of the lane."""
 
 
@@ -126,7 +126,7 @@ class Cell:
                 item = self._lane.take()
                 if item is not None:
                     is_busy = True
-                    await self._actor.work(item)
+                    await self._actor.__work__(item)
             if is_busy:
                 if self._interrupted or time.perf_counter() >= self._slice_end:
                     await trio.lowlevel.checkpoint()

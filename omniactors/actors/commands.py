@@ -12,6 +12,7 @@ from omniactors.actors.waiting import current_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from omniactors.actors.refs import ChildRef
     from omniactors.actors.waiting import Place
 
 T = TypeVar("T")
@@ -26,8 +27,7 @@ class Command(Generic[T]):
 
     can_withdraw: ClassVar[bool] = True
 
-    def __init__(self, action: Callable[[Command[T]], Coroutine[Any, Any, T]]) -> None:
-        self._action = action
+    def __init__(self) -> None:
         self._task: trio.lowlevel.Task | None = None
         self._caller: Place | None = None
         self._is_withdrawn = False
@@ -62,13 +62,18 @@ class Command(Generic[T]):
         return answer
 
     async def perform(self) -> None:
-        """Carry the command out and answer it; what the action raises goes to the caller."""
-        if not self._is_withdrawn:
-            self._answer(await outcome.acapture(self._action, self))
+        """Carry the command out; what that raises goes to the caller."""
+        raise NotImplementedError
+
+    def answer(self, value: T) -> None:
+        """Answer it, unless it is answered already or nobody waits any more."""
+        self.on_abandon = None
+        self._finish(outcome.Value(value))
 
     def refuse(self, error: Exception) -> None:
-        """Answer with an error, undone."""
-        self._answer(outcome.Error(error))
+        """As `answer`, with an error."""
+        self.on_abandon = None
+        self._finish(outcome.Error(error))
 
     def concerns(self, place: Place) -> None:
         """Note that the caller now waits for the child at `place`."""
@@ -76,7 +81,7 @@ class Command(Generic[T]):
             self._caller.hold(place)
 
     def _give_up(self, error: Exception) -> None:
-        self._answer(outcome.Error(error))
+        self._finish(outcome.Error(error))
         self._abandon()
 
     def _abandon(self) -> None:
@@ -84,7 +89,7 @@ class Command(Generic[T]):
         if self.on_abandon is not None:
             self.on_abandon()
 
-    def _answer(self, result: outcome.Outcome[T]) -> None:
+    def _finish(self, result: outcome.Outcome[T]) -> None:
         task = self._task
         if task is not None:
             self._go_on()
@@ -96,7 +101,45 @@ class Command(Generic[T]):
             self._caller.go_on()
 
 
-class StopCommand(Command[None]):
+class ActionCommand(Command[T]):
+    """A request whose answer is what `action` returns."""
+
+    def __init__(self, action: Callable[[Command[T]], Coroutine[Any, Any, T]]) -> None:
+        super().__init__()
+        self._action = action
+
+    async def perform(self) -> None:
+        """Do it, and answer."""
+        if not self._is_withdrawn:
+            self._finish(await outcome.acapture(self._action, self))
+
+
+class StartCommand(Command["ChildRef"]):
+    """A request to start a child: `begin` only begins it, and the command is answered when the child is ready."""
+
+    def __init__(self, begin: Callable[[StartCommand], None]) -> None:
+        super().__init__()
+        self._begin = begin
+
+    @trio.lowlevel.enable_ki_protection
+    def begin_now(self) -> None:
+        """Begin in the caller's own task, before its `wait()`; raises what `begin` raises."""
+        try:
+            self._begin(self)
+        except BaseException:
+            self._go_on()
+            raise
+
+    async def perform(self) -> None:
+        """Begin; what that raises goes to the caller."""
+        if not self._is_withdrawn:
+            try:
+                self._begin(self)
+            except Exception as error:  # noqa: BLE001 -- it is the caller's
+                self.refuse(error)
+
+
+class StopCommand(ActionCommand[None]):
     """A request to stop a child: carried out even when nobody waits for it any more, and while all stops."""
 
     can_withdraw: ClassVar[bool] = False

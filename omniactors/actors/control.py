@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import trio
 
 from omniactors.actors import notices
-from omniactors.actors.commands import Command, StopCommand
+from omniactors.actors.commands import Command, StartCommand, StopCommand
 from omniactors.actors.keeper import Keeper
 from omniactors.actors.mailbox import Parker
 from omniactors.actors.roster import Roster
@@ -49,6 +49,15 @@ class _Retry(NamedTuple):
     reason: ExitReason
 
 
+class _Unstarted(NamedTuple):
+    """A child that somebody asked for has ended before it was ready."""
+
+    slot: Slot
+    run: Incarnation
+    command: StartCommand
+    is_new: bool
+
+
 class Control:
     """One life of one supervisor."""
 
@@ -65,7 +74,9 @@ class Control:
         self.is_open = False
         self.has_start_failed = False
         self._owner = owner
-        self._inbox: deque[_Exit | _Retry | Command[Any]] = deque()
+        self._inbox: deque[_Item] = deque()
+        self._begun: Incarnation | None = None
+        """The child that somebody asked for and that is not ready yet: nothing else is done until it is."""
         self._parker = Parker()
         self._has_body_left = False
 
@@ -101,31 +112,33 @@ class Control:
         if is_closed.is_set() or not self.is_open:
             raise SupervisorClosed(self._owner.path)
         command.announce(self._owner.place)
-        self._inbox.append(command)
-        self._parker.wake()
+        if isinstance(command, StartCommand) and self.is_free():
+            command.begin_now()  # half the scheduler's turns of a start by the control task
+        else:
+            self._inbox.append(command)
+            self._parker.wake()
         return await command.wait()
+
+    def is_free(self) -> bool:
+        """Whether the control task has nothing to do, so that a start may begin at once."""
+        return self._parker.is_parked and not self._inbox and self._begun is None
 
     # -- what commands do -------------------------------------------------------------------------
 
-    async def start_new(self, spec: ChildSpec, command: Command[ChildRef]) -> ChildRef:
-        """Start a child behind the others; undone if its start fails."""
+    def begin_new(self, spec: ChildSpec, command: StartCommand) -> None:
+        """Begin to start a child behind the others; undone if its start fails."""
         self._refuse_when_stopping()
         known = self.roster.find(spec.id) if spec.id is not None else None
         if known is not None:
             if known.run is not None:
                 raise ChildAlreadyStarted(spec.id, known.ref)
             raise ChildAlreadyPresent(spec.id)
-        slot = self.roster.add(spec)
-        try:
-            return await self._start_for(slot, command)
-        except BaseException:
-            self.roster.drop(slot)
-            raise
+        self._begin(self.roster.add(spec), command, is_new=True)
 
-    async def start_again(self, slot: Slot, command: Command[ChildRef]) -> ChildRef:
-        """Start a stopped child; its spec stays if that fails."""
+    def begin_again(self, slot: Slot, command: StartCommand) -> None:
+        """Begin to start a stopped child; its spec stays if that fails."""
         self._refuse_when_stopping()
-        return await self._start_for(self.roster.get_stopped(slot), command)
+        self._begin(self.roster.get_stopped(slot), command, is_new=False)
 
     async def stop(self, slot: Slot, command: Command[None]) -> None:
         """Stop a child for good, within its grace time."""
@@ -140,16 +153,34 @@ class Control:
         if self.keeper.stopping.is_set():
             raise SupervisorClosed(self._owner.path)
 
-    async def _start_for(self, slot: Slot, command: Command[ChildRef]) -> ChildRef:
+    def _begin(self, slot: Slot, command: StartCommand, *, is_new: bool) -> None:
         command.on_abandon = lambda: self.keeper.undo_start(slot)
         command.concerns(slot.place)
-        run = await self.keeper.start(slot)
-        command.on_abandon = None
+
+        def settled(run: Incarnation) -> None:
+            self._begun = None
+            if run.is_started and not run.expected:
+                command.answer(slot.ref)
+            elif self.keeper.stopping.is_set():
+                command.refuse(SupervisorClosed(self._owner.path))
+            else:
+                self._inbox.appendleft(_Unstarted(slot, run, command, is_new))
+            if self._inbox:
+                self._parker.wake()
+
+        self._begun = self.keeper.begin(slot, settled)
+
+    async def _undo(self, item: _Unstarted) -> None:
+        """What was asked to be started is not wanted now, or has failed, or was stopped meanwhile."""
+        slot, run, command, is_new = item
         if self.keeper.take(slot, run):
-            return slot.ref
+            command.answer(slot.ref)
+            return
         await self.keeper.stop(slot)
-        self._refuse_when_stopping()
-        raise _start_error(slot, run)
+        if is_new:
+            self.roster.drop(slot)
+        is_closed = self.keeper.stopping.is_set()
+        command.refuse(SupervisorClosed(self._owner.path) if is_closed else _start_error(slot, run))
 
     # -- the control task -------------------------------------------------------------------------
 
@@ -187,8 +218,10 @@ class Control:
                 self.request_stop()
 
     async def _serve_one(self) -> None:
-        now = trio.current_time()
-        slot = self.keeper.schedule.take_due(now)
+        if self._begun is not None:
+            await self._parker.park()
+            return
+        slot = self.keeper.schedule.take_due(trio.current_time())
         if slot is not None:
             await self.carry_out(self._restart_now, slot)
         elif self._inbox:
@@ -204,11 +237,15 @@ class Control:
             with trio.move_on_at(due):
                 await self._parker.park()
 
-    async def _handle(self, item: _Exit | _Retry | Command[Any]) -> None:
-        if isinstance(item, Command):
+    async def _handle(self, item: _Item) -> None:
+        if isinstance(item, StartCommand):
+            await item.perform()
+        elif isinstance(item, Command):
             await self.carry_out(item.perform)
         elif isinstance(item, _Exit):
             await self.carry_out(self._child_exited, item.slot, item.run)
+        elif isinstance(item, _Unstarted):
+            await self.carry_out(self._undo, item)
         else:
             await self.carry_out(self._retry, item)
 
@@ -233,11 +270,13 @@ class Control:
             if slot.reason is None:
                 slot.close(ExitReason.SHUTDOWN)
 
-    async def _handle_stop(self, item: _Exit | _Retry | Command[Any]) -> None:
+    async def _handle_stop(self, item: _Item) -> None:
         if isinstance(item, StopCommand):
             await self.carry_out(item.perform)
         elif isinstance(item, Command):
             item.refuse(SupervisorClosed(self._owner.path))
+        elif isinstance(item, _Unstarted):
+            item.command.refuse(SupervisorClosed(self._owner.path))
 
     def _note_exit(self, slot: Slot, run: Incarnation) -> None:
         self._inbox.append(_Exit(slot, run))
@@ -343,9 +382,16 @@ class PoolControl(Control):
 class ConcurrentControl(PoolControl):
     """Does things to different children at the same time, and forgets those that have ended."""
 
+    def is_free(self) -> bool:
+        """A start may begin at once, whatever else is going on."""
+        return not self.keeper.stopping.is_set()
+
     async def carry_out(self, action: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Do one thing to one child, beside whatever else is going on."""
         self.nursery.start_soon(_shielded, action, *args, name=f"{self._owner.path} (supervisor)")
+
+
+_Item = _Exit | _Retry | _Unstarted | Command[Any]
 
 
 def _start_error(slot: Slot, run: Incarnation) -> ChildStartError:

@@ -21,20 +21,21 @@ class Incarnation:
     """
 
     __slots__ = (
+        "_at_end",
+        "_ended",
         "asked",
         "by_itself",
-        "ended",
         "expected",
         "for_restart",
         "ignored",
         "is_started",
         "killed",
+        "nursery",
         "on_kill",
-        "on_ready",
+        "on_settled",
         "on_stop",
         "reason",
         "scope",
-        "settled",
         "task",
         "value",
     )
@@ -43,10 +44,12 @@ class Incarnation:
         # The shield keeps an outer cancellation from ending all children at once: the supervisor
         # alone ends them, in order.
         self.scope = trio.CancelScope(shield=True)
-        self.settled = trio.Event()
-        """Set when the child is ready, or has ended before it was."""
-        self.ended = trio.Event()
+        # Made when somebody waits: few children's ends are waited for.
+        self._ended: trio.Event | None = None
         self.task: trio.lowlevel.Task | None = None
+        self.nursery: trio.Nursery | None = None
+        """Where the child may run tasks of its own: that of its supervisor."""
+        self._at_end: list[Callable[[ExitReason], None]] | None = None
         self.is_started = False
         self.value: Any = None
         self.reason: ExitReason | None = None
@@ -59,8 +62,8 @@ class Incarnation:
         """Whether it ended before its end was expected."""
         self.for_restart = False
         """Whether another incarnation is to follow: what is queued may wait for that one."""
-        self.on_ready: Callable[[], None] | None = None
-        """Called by `started()`: for the supervisor, which learns of it one turn later otherwise."""
+        self.on_settled: Callable[[], None] | None = None
+        """Called at the moment in which the child is ready, or has ended before it was: for its supervisor."""
         self.on_stop: Callable[[], None] | None = None
         self.on_kill: Callable[[], None] | None = None
 
@@ -70,9 +73,23 @@ class Incarnation:
             raise RuntimeError("called 'started' twice on the same task status")
         self.is_started = True
         self.value = value
-        self.settled.set()
-        if self.on_ready is not None:
-            self.on_ready()
+        self._settle()
+
+    async def wait_ended(self) -> None:
+        """Wait until the child has ended; cancellable."""
+        if self.reason is None:
+            if self._ended is None:
+                self._ended = trio.Event()
+            await self._ended.wait()
+
+    def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Have `told` called with the reason when the child has ended, before its supervisor hears of it."""
+        if self.reason is not None:
+            told(self.reason)
+        elif self._at_end is None:
+            self._at_end = [told]
+        else:
+            self._at_end.append(told)
 
     def ask_to_stop(self) -> None:
         """Ask the child to end in order; idempotent."""
@@ -99,8 +116,8 @@ class Incarnation:
             self.on_kill()
         self.scope.cancel("its supervisor's patience is over")
 
-    async def run(self, body: Callable[[Incarnation], Awaitable[object]]) -> None:
-        """Run the child to its end. Never lets an Exception out: a crash becomes `reason`.
+    async def run(self, body: Awaitable[object]) -> None:
+        """Run the child, `body`, to its end. Never lets an Exception out: a crash becomes `reason`.
 
         What no supervisor may keep (an outer cancellation, KeyboardInterrupt, SystemExit) is
         noted and goes on its way.
@@ -108,7 +125,7 @@ class Incarnation:
         self.task = trio.lowlevel.current_task()
         try:
             with self.scope:
-                await body(self)
+                await body
         except BaseException as error:
             self._end(error)
             escaping = escaping_part(error)
@@ -134,6 +151,15 @@ class Incarnation:
             self.ignored = True
             error = None
         self.reason = exit_reason(error, asked=self.asked, killed=self.killed)
-        self.on_ready = self.on_stop = self.on_kill = self.task = None
-        self.settled.set()
-        self.ended.set()
+        self.on_stop = self.on_kill = self.task = self.nursery = None
+        told, self._at_end = self._at_end, None
+        for call in told or ():
+            call(self.reason)
+        self._settle()
+        if self._ended is not None:
+            self._ended.set()
+
+    def _settle(self) -> None:
+        on_settled, self.on_settled = self.on_settled, None
+        if on_settled is not None:
+            on_settled()

@@ -62,7 +62,14 @@ class Keeper:
     # -- starting ---------------------------------------------------------------------------------
 
     async def start(self, slot: Slot) -> Incarnation:
-        """Start one incarnation and wait until it is ready, or has ended before it was.
+        """Start one incarnation and wait until it is ready, or has ended before it was."""
+        settled = trio.Event()
+        run = self.begin(slot, lambda _run: settled.set())
+        await settled.wait()
+        return run
+
+    def begin(self, slot: Slot, on_settled: Callable[[Incarnation], None]) -> Incarnation:
+        """Start one incarnation; `on_settled` is called when it is ready, or has ended before it was.
 
         The child is a task of the supervisor's nursery from its first step. `nursery.start` would
         keep it in a nursery of its own until it is ready, and strand it there if the starter is
@@ -72,46 +79,43 @@ class Keeper:
             self._roster.opened(slot)
         self.schedule.call_off(slot, trio.current_time())
         run = slot.begin()
-        run.on_ready = lambda: self._release(slot)
+
+        def settle() -> None:
+            self._release(slot)
+            del self._starting[run]
+            if run.is_started and not run.expected:
+                slot.ready(trio.current_time())
+                self._owner.emit(notices.ChildStarted(slot.path, slot.incarnation))
+            on_settled(run)
+
+        run.on_settled = settle
         self._starting[run] = None
         self._hold_up(slot)
         self._context.run(self._spawn, slot, run)
-        await run.settled.wait()
-        self._release(slot)
-        self._starting.pop(run, None)
         return run
 
     def take(self, slot: Slot, run: Incarnation) -> bool:
-        """Note a child that is ready, or not wanted now; False when its start failed or was undone."""
+        """Note a child that is not wanted now; False when its start failed or was undone."""
         if run.ignored:
             self.close(slot, self.note_end(slot, run))
             return True
-        if not run.is_started or run.expected:
-            return False
-        if slot.run is run:
-            slot.ready(trio.current_time())
-            self._owner.emit(notices.ChildStarted(slot.path, slot.incarnation))
-        return True
+        return run.is_started and not run.expected
 
     def abort_start(self, slot: Slot) -> None:
         """Cancel the start of a child that is not ready yet; whoever waits for it finds it ended."""
-        if slot.run is not None and not slot.run.is_started:
-            self.undo_start(slot)
-
-    def undo_start(self, slot: Slot) -> None:
-        """As `abort_start`, also when the child has become ready and nobody has noted it yet."""
         run = slot.run
         if run is not None and run in self._starting:
             run.expected = True
             run.abort()
 
     def _spawn(self, slot: Slot, run: Incarnation) -> None:
+        run.nursery = self._nursery
         self._nursery.start_soon(self._run_child, slot, run, name=slot.path)
 
     async def _run_child(self, slot: Slot, run: Incarnation) -> None:
         running_child.set(RunningChild(slot.place, trio.lowlevel.current_task(), is_actor=slot.is_actor))
         try:
-            await run.run(lambda status: slot.child.run(slot, status))
+            await run.run(slot.child.run(slot, run))
         except BaseException:
             self._on_interrupt()
             raise
@@ -137,9 +141,8 @@ class Keeper:
             return
         self.stopping.set()
         for run in self._starting:
-            if not run.is_started:
-                run.expected = True
-                run.abort()
+            run.expected = True
+            run.abort()
         # Whoever waits for a child that is down would wait for a restart that does not come.
         for slot in self._roster.in_order():
             if slot.state == "restarting":

@@ -143,13 +143,17 @@ class MailboxQueue:
         "_idle",
         "_reason",
         "config",
+        "controls",
         "dropped",
         "limit",
         "messages",
+        "on_control",
         "on_lost",
         "place",
         "senders",
+        "stashed",
         "taken",
+        "token",
     )
 
     def __init__(self, config: Mailbox, place: Place, on_lost: Callable[[int], None]) -> None:
@@ -162,6 +166,14 @@ class MailboxQueue:
         self.taken = 0
         """Messages that were taken out, to be handled or not."""
         self.dropped = 0
+        self.stashed: deque[object] = deque()
+        """Messages that their actor put aside; they take room as if they were queued."""
+        self.controls: deque[Ask] = deque()
+        """Requests to the runtime about the actor: ahead of all messages, and not bounded."""
+        self.on_control: Callable[[], None] | None = None
+        """Tells the running actor that there is a control."""
+        self.token: trio.lowlevel.TrioToken | None = None
+        """The trio run that the actor lives in."""
         self.on_lost = on_lost
         """Told how many messages were thrown away because the actor ended."""
         self._closed = False
@@ -179,7 +191,12 @@ class MailboxQueue:
     @property
     def accepted(self) -> int:
         """How many messages were ever let in."""
-        return self.taken + len(self.messages)
+        return self.taken + len(self.messages) + len(self.stashed)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more message is one too many."""
+        return len(self.messages) + len(self.stashed) >= self.config.capacity
 
     def put_nowait(self, message: object) -> None:
         """Append `message`, or apply the overflow rule.
@@ -188,7 +205,7 @@ class MailboxQueue:
         """
         if self._closed:
             raise self.stopped(message.message if isinstance(message, Ask) else message)
-        if len(self.messages) >= self.config.capacity and not self._make_room(message):
+        if self.is_full and not self._make_room(message):
             return
         self.messages.append(message)
         if self._idle:
@@ -223,7 +240,7 @@ class MailboxQueue:
         if ask.asker is not None:
             ask.asker.wait_for(self.place, lambda error: self._fail_ask(ask, error))
         try:
-            if self.config.overflow == "wait" and not self._closed and len(self.messages) >= self.config.capacity:
+            if self.config.overflow == "wait" and not self._closed and self.is_full:
                 self.senders[ask] = None
             else:
                 self.put_nowait(ask)
@@ -240,7 +257,7 @@ class MailboxQueue:
 
     def admit(self) -> None:
         """Let in the sender that has waited longest, if there is room; called after each message taken."""
-        if self.senders and len(self.messages) < self.config.capacity:
+        if self.senders and not self.is_full:
             waiting, _ = self.senders.popitem(last=False)
             if isinstance(waiting, Ask):
                 self.messages.append(waiting)
@@ -261,9 +278,11 @@ class MailboxQueue:
         self._set_limit()
 
     def open(self) -> None:
-        """Take messages (again)."""
+        """Take messages (again); what an earlier incarnation put aside comes first."""
         self._closed = False
         self._reason = None
+        self.token = trio.lowlevel.current_trio_token()
+        self.unstash()
         self._set_limit()
 
     def refuse(self) -> None:
@@ -279,10 +298,43 @@ class MailboxQueue:
         self._reason = reason
         self.refuse()
         self.clear()
+        while self.controls:
+            control = self.controls.popleft()
+            control.fail(self.stopped(control.message))
+
+    async def control(self, ask: Ask) -> object:
+        """Have the runtime do something about the actor, between two messages; returns the answer.
+
+        Cancellable; raises ActorStopped when the actor ends first.
+        """
+        if self._closed:
+            raise self.stopped(ask.message)
+        self.controls.append(ask)
+        if self.on_control is not None:
+            self.on_control()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            ask.give_up()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def stash(self, message: object) -> None:
+        """Put a message that was taken aside; it keeps its room."""
+        self.taken -= 1
+        self.stashed.append(message)
+        self._set_limit()
+
+    def unstash(self) -> None:
+        """Put what was put aside back in front, in its order."""
+        self.messages.extendleft(reversed(self.stashed))
+        self.stashed.clear()
+        self._set_limit()
 
     def clear(self) -> None:
         """Fail the queued asks with ActorStopped and throw the other queued messages away."""
         lost = 0
+        self.unstash()
         while self.messages:
             message = self.messages.popleft()
             self.taken += 1
@@ -290,7 +342,7 @@ class MailboxQueue:
                 message.fail(self.stopped(message.message))
             else:
                 lost += 1
-        while self.senders and len(self.messages) < self.config.capacity:
+        while self.senders and not self.is_full:
             self.admit()
         if lost:
             self.on_lost(lost)
@@ -349,4 +401,4 @@ class MailboxQueue:
         parker.wake()
 
     def _set_limit(self) -> None:
-        self.limit = 0 if self._closed or self._idle else self.config.capacity
+        self.limit = 0 if self._closed or self._idle else self.config.capacity - len(self.stashed)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 import trio
 
@@ -170,6 +171,11 @@ class RestartWindow:
 
 def check_choice(name: str, value: object, choices: object) -> None:
     """Raise ValueError unless `value` is one of the strings of the Literal `choices`."""
-    allowed = get_args(choices)
+    allowed = _allowed(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+@lru_cache
+def _allowed(choices: object) -> tuple[Any, ...]:
+    return get_args(choices)

@@ -29,7 +29,7 @@ async def stop_run(slot: Slot, run: Incarnation, grace: float) -> None:
     if grace > 0 and run.is_started:
         run.ask_to_stop()
         with trio.move_on_after(grace):
-            await run.ended.wait()
+            await run.wait_ended()
     if run.reason is None:
         run.kill()
         await _wait_for_end(slot, run)
@@ -39,7 +39,7 @@ async def _wait_for_end(slot: Slot, run: Incarnation) -> None:
     waited = 0.0
     while run.reason is None:
         with trio.move_on_after(STUCK_AFTER):
-            await run.ended.wait()
+            await run.wait_ended()
             return
         waited += STUCK_AFTER
         slot.supervisor.emit(ChildStuck(slot.path, waited, run.stack()))

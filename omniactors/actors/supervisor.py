@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 
 import trio
 
-from omniactors.actors.commands import Command, StopCommand
+from omniactors.actors.commands import ActionCommand, StartCommand, StopCommand
 from omniactors.actors.control import Control
 from omniactors.actors.keeper import kill
 from omniactors.actors.rules import crash_part
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 
     from omniactors.actors.actor import Actor
+    from omniactors.actors.commands import Command
     from omniactors.actors.notices import Notice
     from omniactors.actors.pool import Pool
     from omniactors.actors.refs import ActorRef, ChildRef
@@ -216,8 +217,7 @@ class Supervisor:
         spec = as_spec(what, args)
         self.flags.check_spec(spec)
         control = self._control
-        command: Command[ChildRef] = Command(lambda command: control.start_new(spec, command))
-        return await control.request(command)
+        return await control.request(StartCommand(lambda command: control.begin_new(spec, command)))
 
     async def stop_child(self, child_id: Hashable) -> None:
         """Stop a child by its own shutdown rule; its spec stays, unless it is temporary.
@@ -233,14 +233,13 @@ class Supervisor:
         """
         control = self._control
         slot = control.roster.get(child_id)
-        command: Command[ChildRef] = Command(lambda command: control.start_again(slot, command))
-        return await control.request(command)
+        return await control.request(StartCommand(lambda command: control.begin_again(slot, command)))
 
     async def delete_child(self, child_id: Hashable) -> None:
         """Forget a stopped child. Raises ChildNotFound, ChildRunning and ChildRestarting."""
         control = self._control
         slot = control.roster.get(child_id)
-        command: Command[None] = Command(lambda _command: control.delete(slot))
+        command: Command[None] = ActionCommand(lambda _command: control.delete(slot))
         await control.request(command)
 
     async def stop_slot(self, slot: Slot) -> None:

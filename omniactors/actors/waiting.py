@@ -56,7 +56,8 @@ class Place:
     def hold(self, target: Place) -> None:
         """Note that this place waits for `target` and cannot do otherwise; a wait that so became hopeless is failed."""
         self.waits_for = target
-        self.break_ring()
+        if target.waits_for is not None or target.any_of or target is self:
+            self.break_ring()
 
     def begin(self) -> None:
         """Note that it is there (again)."""

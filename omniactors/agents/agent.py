@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args, get_origin
 
@@ -24,13 +25,21 @@ if TYPE_CHECKING:
 
 
 def _content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN401 -- any type form
-    """The Content of `handle(self, event: EventEnvelope[Content])`; Any when it says none."""
+    """The Content of `async def handle(self, event: EventEnvelope[Content])`; Any when it says none."""
+    handle = cls.handle
+    if not inspect.iscoroutinefunction(handle):
+        raise AgentError(f"{cls.__name__}.handle must be an async function")
+    parameters = list(inspect.signature(handle).parameters.values())[1:]
+    if not parameters or any(parameter.default is parameter.empty for parameter in parameters[1:]):
+        raise AgentError(f"{cls.__name__}.handle takes one argument beside self, the event")
+    if parameters[0].annotation is inspect.Parameter.empty:
+        return Any
+    # This annotation alone: the others may name what only type checkers import.
+    alone = types.SimpleNamespace(__annotations__={"event": parameters[0].annotation})
     try:
-        hints = typing.get_type_hints(cls.handle, localns=namespace)
+        hint = typing.get_type_hints(alone, handle.__globals__, {**namespace, **vars(cls)})["event"]
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise AgentError(f"{cls.__name__}.handle: its annotations cannot be read: {error}") from error
-    hints.pop("return", None)
-    hint = next(iter(hints.values()), Any)
+        raise AgentError(f"{cls.__name__}.handle: its annotation cannot be read: {error}") from error
     if get_origin(hint) is EventEnvelope:
         return get_args(hint)[0]
     if hint is EventEnvelope or hint is Any:
@@ -47,18 +56,18 @@ class Agent(Actor[Any]):
     an event (in `lifespan`, in a message handler) crashes the actor, and it is restarted.
     """
 
-    options: ClassVar[AgentOptions] = AgentOptions()
-    content_type: ClassVar[Any] = Any
+    __options__: ClassVar[AgentOptions] = AgentOptions()
+    __content_type__: ClassVar[Any] = Any
 
     def __init_subclass__(cls, **keywords: Unpack[AgentKeywords]) -> None:
         """Check the keywords and the annotation of `handle`; raises AgentError."""
         super().__init_subclass__()
         try:
-            cls.options = cls.options.override(keywords)
+            cls.__options__ = cls.__options__.override(keywords)
         except AgentError as error:
             raise AgentError(f"{cls.__name__}: {error}") from None
         if "handle" in vars(cls):
-            cls.content_type = _content_type(cls, definer_namespace())
+            cls.__content_type__ = _content_type(cls, definer_namespace())
 
     async def handle(self, event: EventEnvelope[Any]) -> Any:  # noqa: ANN401 -- any JSON value
         """Handle one event; what it returns, any JSON value, is the result of the task.
@@ -95,7 +104,7 @@ class Agent(Actor[Any]):
         return publication.task_id
 
     @property
-    def keeps_time(self) -> bool:
+    def __keeps_time__(self) -> bool:
         """Whether it applies the timeout itself."""
         return False
 
@@ -103,11 +112,11 @@ class Agent(Actor[Any]):
         """Called once by the runtime, after `__init__`."""
         self._subscription = subscription
 
-    def lane(self) -> EventLane:
+    def __lane__(self) -> EventLane:
         """Where the router puts this agent's events."""
         return self._subscription.lane
 
-    async def work(self, item: Delivery) -> None:
+    async def __work__(self, item: Delivery) -> None:
         """Handle one event and have it settled."""
         await attempt(self, item, self._subscription)
 
@@ -127,13 +136,16 @@ class CallbackAgent(Agent):
             return await self._callback(message)
         limit = self._subscription.options.timeout
         began = trio.current_time()
-        value = await trio.to_thread.run_sync(self._callback, message, abandon_on_cancel=True, limiter=self._limiter)
+        # In a list, since trio refuses a bare coroutine: a plain function may well return one.
+        (value,) = await trio.to_thread.run_sync(
+            lambda: [self._callback(message)], abandon_on_cancel=True, limiter=self._limiter
+        )
         if limit is not None and trio.current_time() - began > limit:
             raise HandlerTimeout(limit)
         return await value if inspect.isawaitable(value) else value
 
     @property
-    def keeps_time(self) -> bool:
+    def __keeps_time__(self) -> bool:
         """Whether it applies the timeout itself.
 
         A thread cannot be cancelled: its result is dropped when it is late, and the next try waits

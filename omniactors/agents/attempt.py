@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from omniactors.actors.rules import crash_part
 from omniactors.agents.current import CurrentEvent, current_event
 from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
@@ -29,7 +30,7 @@ class Handler(Protocol):
     """What an attempt needs of an agent."""
 
     @property
-    def keeps_time(self) -> bool:
+    def __keeps_time__(self) -> bool:
         """Whether it applies the timeout itself."""
         ...
 
@@ -62,7 +63,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     settlement = _settlement(delivery, outcome, subscription)
     seconds = time.perf_counter() - began
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome), seconds))
-    if error is not None and subscription.options.on_error == "restart":
+    if error is not None and subscription.options.on_error == "restart" and not _is_signal(error):
         raise error
 
 
@@ -73,14 +74,19 @@ async def _outcome(
     try:
         value = await _handle(agent, event, limit)
     except Exception as error:  # noqa: BLE001 -- a handler may raise anything
-        return _failure(error)
+        return _failure(error), error
+    except BaseException as error:
+        # SystemExit from a library, asyncio's cancellation: they end the handler, not the runtime.
+        if crash_part(error) is None or is_interrupt(error):
+            raise
+        return _failure(error), None
     if isinstance(value, Reply):
         return Succeeded(value=value.content, reply_to=value.reply_to, published=tuple(current.publications)), None
     return Succeeded(value=value, published=tuple(current.publications)), None
 
 
 async def _handle(agent: Handler, event: EventEnvelope[Any], limit: float | None) -> object:
-    if limit is None or agent.keeps_time:
+    if limit is None or agent.__keeps_time__:
         return await agent.handle(event)
     with trio.move_on_after(limit) as scope:
         return await agent.handle(event)
@@ -89,16 +95,14 @@ async def _handle(agent: Handler, event: EventEnvelope[Any], limit: float | None
     return None
 
 
-def _failure(error: Exception) -> tuple[Failed, Exception | None]:
+def _failure(error: BaseException) -> Failed:
     lone = lone_error(error)
     info = error_info(lone)
     if isinstance(lone, Reject):
-        return Failed(error=info, reason="rejected", final=True), None
+        return Failed(error=info, reason="rejected", final=True)
     if isinstance(lone, RetryAfter):
-        return Failed(error=info, retry_after=lone.seconds), None
-    if isinstance(lone, HandlerTimeout):
-        return Failed(error=info, reason="timeout"), error
-    return Failed(error=info), error
+        return Failed(error=info, retry_after=lone.seconds)
+    return Failed(error=info, reason="timeout" if isinstance(lone, HandlerTimeout) else "handler-error")
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo | None:
@@ -127,9 +131,21 @@ def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription
         return decide(Failed(error=error_info(error), final=True))
 
 
-def lone_error(error: Exception) -> Exception:
+def _is_signal(error: Exception) -> bool:
+    """Whether the handler only said what is to become of the event."""
+    return isinstance(lone_error(error), Reject | RetryAfter)
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a KeyboardInterrupt is in it: that is the user's, and ends everything."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
+
+
+def lone_error(error: BaseException) -> BaseException:
     """The one error inside nested groups of one, or `error` itself."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 

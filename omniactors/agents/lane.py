@@ -49,6 +49,8 @@ class EventLane:
         self._queue: deque[Delivery] = deque()
         self._busy: dict[Hashable, deque[Delivery]] = {}
         self._idle: dict[Parker, None] = {}
+        self._suspect: Delivery | None = None
+        self._is_exclusive = False
         self._rate = 0.0
         self._settled_since = 0
         self._rate_time: float | None = None
@@ -62,15 +64,30 @@ class EventLane:
     def credit(self) -> int:
         """How many events to fetch now; 0 until a good part of the limit is free, so that fetches are worth it."""
         free = self.limit - self.held
-        return free if not self.is_paused and free >= max(1, self.limit // 4) else 0
+        is_open = not self.is_paused and not self.has_suspect
+        return free if is_open and free >= max(1, self.limit // 4) else 0
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether an event is here that is to be handled alone: it waits, is handled, or is being written."""
+        return self._is_exclusive
 
     def put(self, delivery: Delivery) -> None:
         """Take in an event that was fetched with this lane's credit."""
         self.held += 1
         self._enqueue(delivery)
 
+    def put_suspect(self, delivery: Delivery) -> None:
+        """Take in an event that is to be handled alone: when nothing else is held, and before anything is fetched."""
+        self.held += 1
+        self._suspect = delivery
+        self._is_exclusive = True
+        self._wake_one()
+
     def take(self) -> Delivery | None:
         """The next event whose ordering key is free, or None."""
+        if self._is_exclusive:
+            return self._take_suspect()
         while self._queue:
             delivery = self._queue.popleft()
             if delivery.ordering is not None:
@@ -98,6 +115,10 @@ class EventLane:
         """`count` events are written, or given back; there is room for others. `now` is in seconds of any clock."""
         self.held -= count
         self._measure(count, now)
+        if self._suspect is not None:
+            self._wake_one()
+        elif self.held == 0:
+            self._is_exclusive = False
         if self.credit:
             self._on_room()
 
@@ -107,12 +128,17 @@ class EventLane:
         self._queue.clear()
         for queue in self._busy.values():
             queue.clear()
+        if self._suspect is not None:
+            waiting.append(self._suspect)
+            self._suspect = None
         return waiting
 
     def reset(self) -> None:
         """Hold nothing: what an earlier run left was released with its consumer."""
         self.held = self.handling = 0
         self.is_paused = False
+        self._suspect = None
+        self._is_exclusive = False
         self._queue.clear()
         self._busy.clear()
 
@@ -123,6 +149,15 @@ class EventLane:
     def discard_idle(self, parker: Parker) -> None:
         """Forget this instance."""
         self._idle.pop(parker, None)
+
+    def _take_suspect(self) -> Delivery | None:
+        if self._suspect is None or self.held > 1:
+            return None
+        suspect, self._suspect = self._suspect, None
+        if suspect.ordering is not None:
+            self._busy[suspect.ordering] = deque()
+        self.handling += 1
+        return suspect
 
     def _enqueue(self, delivery: Delivery) -> None:
         self._queue.append(delivery)

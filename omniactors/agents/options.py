@@ -23,6 +23,10 @@ Isolation = Literal["task", "process"]
 EventKey = Callable[[EventEnvelope[Any]], Hashable]
 
 
+EVENTS_HELD = 512
+"""Events an agent may hold in memory; it holds no more than 0.1 s of its work, so only quick agents come near."""
+
+
 class AgentKeywords(TypedDict, total=False):
     """The keywords of an Agent class, which `OmniActors.add` takes too; `AgentOptions` explains each."""
 
@@ -47,7 +51,7 @@ class AgentOptions:
 
     `topics` it subscribes to. `name`: agents of one name share the work of a topic, agents of
     different names each get everything; no ':' in it. `concurrency`: how many instances handle
-    events, each one at a time. `mailbox`: how many events are held in memory, at most (128, or twice
+    events, each one at a time. `mailbox`: how many events are held in memory, at most (512, or twice
     the concurrency if that is more). `retry`: how often and
     when a failed event comes back. `timeout`: seconds for one `handle`. `key`: events with one key
     are handled in order, a function of the event or the name of a field of its content.
@@ -109,8 +113,7 @@ class AgentOptions:
     @property
     def capacity(self) -> int:
         """How many events may be held in memory."""
-        default = Mailbox().capacity
-        return max(default, 2 * self.concurrency) if self.mailbox is None else self.mailbox.capacity
+        return max(EVENTS_HELD, 2 * self.concurrency) if self.mailbox is None else self.mailbox.capacity
 
     def key_of(self, event: EventEnvelope[Any]) -> Hashable:
         """The key of an event, None when it has none; raises whatever the key function raises."""
@@ -159,6 +162,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "topic", _topic(self.topic))
         if not callable(self.callback):
             raise AgentError(f"callback must be a function, not {self.callback!r}")
+        if not isinstance(self.config, SubscriptionConfig):
+            raise AgentError(f"config must be a SubscriptionConfig, not {self.config!r}")
+        if isinstance(self.tools, str) or not isinstance(self.tools, Sequence):
+            raise AgentError(f"tools must be a list, not {self.tools!r}")
         if self.name is not None:
             check_name(self.name)
 

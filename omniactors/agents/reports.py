@@ -10,7 +10,7 @@ from omniactors.agents.attempt import task_event
 from omniactors.events.event import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from omniactors.actors.notices import Notice
     from omniactors.agents.settler import Job
@@ -65,13 +65,13 @@ def _unreadable(job: Job) -> Event:
     )
 
 
-def report_notice(bus: EventBus, notice: Notice, agents: str) -> None:
-    """Tell what happened in the supervision tree; children below the path `agents` are agents."""
-    name = notice.path.removeprefix(agents + "/") if notice.path.startswith(agents + "/") else None
+def report_notice(bus: EventBus, notice: Notice, agents: Mapping[str, str]) -> None:
+    """Tell what happened in the supervision tree; `agents` gives the name of the agent at a path."""
     kind, data = _described(notice)
     bus.publish(Event(event_type=f"supervisor.{kind}", data={"path": notice.path, **data}))
-    if name is not None:
-        agent, _, instance = name.partition("/")
+    parent, _, member = notice.path.rpartition("/")
+    agent, instance = (agents[notice.path], "") if notice.path in agents else (agents.get(parent), member)
+    if agent is not None:
         told = _AGENT_EVENTS.get(kind)
         # One event for the agent, not one for each of its instances, unless an instance crashed.
         if told is not None and (not instance or kind in ("child_exited", "child_restart_scheduled")):

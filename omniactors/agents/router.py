@@ -30,8 +30,11 @@ logger = logging.getLogger("omniactors.agents")
 
 Group = tuple[str, str]
 
-MAX_CRASHES = 3
-"""Deliveries without any outcome after which an entry is dead-lettered: it may be what kills its process."""
+SUSPECT_CRASHES = 3
+"""Deliveries without any outcome after which an entry is handled alone: it may be what kills its process."""
+
+MAX_CRASHES = 5
+"""Deliveries without any outcome after which it is dead-lettered: at the last ones nothing else was at work."""
 
 RETRY = Backoff(initial=0.05, maximum=5.0)
 """Between two fetches while the store fails."""
@@ -131,7 +134,7 @@ class Router(Actor[Any]):
         self._watched: frozenset[str] = frozenset()
         self._watch_scope = trio.CancelScope()
 
-    def lane(self) -> Demand:
+    def __lane__(self) -> Demand:
         """The reasons to fetch."""
         return self._demand
 
@@ -144,7 +147,7 @@ class Router(Actor[Any]):
             yield
             nursery.cancel_scope.cancel("the router stops")
 
-    async def work(self, item: list[Want]) -> None:
+    async def __work__(self, item: list[Want]) -> None:
         """One fetch, and the delivery of what it took."""
         generation = self._demand.generation
         try:
@@ -177,10 +180,23 @@ class Router(Actor[Any]):
             try:
                 if entry.crashes >= MAX_CRASHES:
                     self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
+                elif entry.crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
+                    self._isolate(subscription, entry)
                 else:
                     subscription.lane.put(subscription.decode(entry))
             except EntryError as error:
                 self._bury(subscription, entry, "decode", error_info(error))
+
+    def _isolate(self, subscription: Subscription, entry: Entry) -> None:
+        """Have a suspect handled with nothing beside it; what was fetched with it goes back, to be spared."""
+        lane = subscription.lane
+        if lane.has_suspect:
+            lane.held += 1
+            self._services.settler.give_back(lane, [entry.key])
+        else:
+            suspect = subscription.decode(entry)
+            self._services.settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+            lane.put_suspect(suspect)
 
     def _bury(self, subscription: Subscription, entry: Entry, reason: DeadReason, error: ErrorInfo) -> None:
         event = readable(entry)
@@ -197,6 +213,9 @@ class Router(Actor[Any]):
             self._watched = self._topics()
             with trio.CancelScope(deadline=min(self._due.values(), default=math.inf)) as self._watch_scope:
                 await self._wait_for_change(sorted(self._watched))
+            # What is due now is fetched as soon as there is room for it; watching for it any longer would spin.
+            now = trio.current_time()
+            self._due = {group: due for group, due in self._due.items() if due > now}
             self._demand.changed()
 
     def _topics(self) -> frozenset[str]:
@@ -209,6 +228,8 @@ class Router(Actor[Any]):
                 self._due.pop(group, None)
             else:
                 self._due[group] = trio.current_time() + next_due
+        # The watch may have begun before this fetch.
+        self._watch_scope.deadline = min(self._due.values(), default=math.inf)
 
     async def _wait_for_change(self, topics: list[str]) -> None:
         try:

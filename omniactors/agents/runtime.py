@@ -207,10 +207,11 @@ class AgentRuntime:
 
     def notice(self, notice: Notice) -> None:
         """Take note of what happened in the tree, and tell the bus."""
-        report_notice(self._bus, notice, self._agents.path)
+        at = {f"{self._agents.path}/{name}": name for name in self._roster}
+        report_notice(self._bus, notice, at)
         if isinstance(notice, notices.SupervisorGaveUp):
-            name = notice.path.removeprefix(self._agents.path + "/")
-            if name in self._roster:
+            name = at.get(notice.path)
+            if name is not None:
                 self._gave_up(self._roster[name])
                 logger.error("agent %s gave up: %s", name, notice.reason)
         elif isinstance(notice, notices.ChildExited) or (isinstance(notice, notices.ChildStartFailed) and self._is_up):
@@ -234,7 +235,6 @@ class AgentRuntime:
         fresh = [member for name, member in self._roster.items() if name not in started and not member.has_given_up]
         if not fresh:
             return
-        await self._enroll(fresh)
         for member in fresh:
             started.add(member.subscription.name)
             try:
@@ -245,8 +245,12 @@ class AgentRuntime:
                 if is_first:
                     raise member.error from member.error.__cause__
                 self._gave_up(member)
-            else:
-                self._demand.add(member.subscription)
+        ready = [member for member in fresh if member.error is None]
+        # All groups of a runtime exist before its first fetch; one whose agent cannot start would only hold events up.
+        await self._enroll(ready)
+        for member in ready:
+            self._demand.add(member.subscription)
+        for member in fresh:
             member.started.set()
 
     async def _enroll(self, members: list[Member]) -> None:
@@ -295,5 +299,5 @@ def _described(what: object, args: tuple[Any, ...]) -> tuple[type[Agent], tuple[
     if isinstance(what, type) and issubclass(what, Agent):
         if what.handle is Agent.handle:
             raise AgentError(f"{what.__name__} needs a handle() method")
-        return what, args, what.options, what.content_type, what.__qualname__
+        return what, args, what.__options__, what.__content_type__, what.__qualname__
     raise AgentError(f"an agent is an Agent subclass or an AgentConfig, not {what!r}")

@@ -53,7 +53,7 @@ class WebhookFailed(OmniActorsError):
 class WebhookAgent(Agent):
     """Posts results to the URLs that their publishers named."""
 
-    options = AgentOptions(
+    __options__ = AgentOptions(
         topics=(WEBHOOK_TOPIC,),
         name="webhooks",
         concurrency=16,

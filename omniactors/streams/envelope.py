@@ -38,7 +38,7 @@ class PayloadBase(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
         if self.webhook is not None:
             check_webhook(self.webhook)
         if self.reply_to is not None:
-            msgspec.structs.force_setattr(self, "reply_to", check_topic(self.reply_to, internal=True))
+            msgspec.structs.force_setattr(self, "reply_to", check_topic(self.reply_to))
 
 
 class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
@@ -69,8 +69,9 @@ class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True)
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise EnvelopeError(f"{name} must be a string or None, not {value!r}")
-        if isinstance(self.created_at, bool) or not isinstance(self.created_at, int | float):
-            raise EnvelopeError(f"created_at must be a number of Unix seconds, not {self.created_at!r}")
+        created = self.created_at
+        if isinstance(created, bool) or not isinstance(created, int | float) or not math.isfinite(created):
+            raise EnvelopeError(f"created_at must be a number of Unix seconds, not {created!r}")
         attempts = self.delivery_attempts
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise EnvelopeError(f"delivery_attempts must be at least 1, not {self.delivery_attempts!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
 from omniactors import (
     Agent,
     AgentConfig,
     Backoff,
     EventEnvelope,
+    Mailbox,
     PayloadBase,
     Reject,
     Reply,
@@ -398,3 +401,69 @@ async def test_every_step_of_a_task_is_told_on_the_bus() -> None:
         assert {event.run_id for event in watcher.seen} == {task_id}
         assert (watcher.seen[2].data["error"], watcher.seen[2].data["attempt"]) == ("not yet, 1", 1)
         assert [event.event_type async for event in omni.bus.subscribe(task_id)][-1] == "task.completed"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError("not trio's")], ids=repr)
+async def test_what_only_ends_a_program_elsewhere_fails_the_event_here(error: BaseException) -> None:
+    async def fail(message: Message) -> None:
+        raise error
+
+    omni = in_memory()
+    omni.add(AgentConfig(topic="cb", callback=fail), retry=RetryPolicy(max_attempts=1))
+    omni.add(Echo)
+    with trio.fail_after(10):
+        async with omni:
+            with pytest.raises(TaskFailed):
+                await omni.wait_result(await omni.publish("cb", 1))
+            (dead,) = await omni.streams.dlq("cb")
+            assert dead.error_type == type(error).__name__
+            assert await omni.wait_result(await omni.publish("echo", 1)) == 1
+
+
+async def test_a_plain_function_may_return_an_awaitable() -> None:
+    async def work(message: Message) -> int:
+        await trio.lowlevel.checkpoint()
+        return 1 + int(message["content"])
+
+    config = AgentConfig(topic="cb", callback=lambda message: work(message), name="lambda")  # noqa: PLW0108 -- the point
+    async with running(config) as omni:
+        assert await omni.wait_result(await omni.publish("cb", 1)) == 2
+
+
+async def test_a_retry_is_fetched_however_late_its_settlement_frees_room() -> None:
+    async def once(message: Message) -> int:
+        if message["delivery_attempts"] == 1:
+            raise ValueError("again")
+        return int(message["delivery_attempts"])
+
+    omni = in_memory()
+    policy = RetryPolicy(max_attempts=2, backoff=Backoff(initial=0.002, jitter=0))
+    omni.add(AgentConfig(topic="cb", callback=once), mailbox=Mailbox(capacity=1), retry=policy)
+    with trio.fail_after(10):
+        async with omni:
+            for _ in range(50):
+                assert await omni.wait_result(await omni.publish("cb", 1)) == 2
+
+
+async def test_a_retry_that_is_due_while_nothing_has_room_costs_nothing() -> None:
+    tries: list[str] = []
+
+    async def work(message: Message) -> None:
+        tries.append(message["content"])
+        if message["content"] == "fails" and len(tries) == 1:
+            raise ValueError("again")
+        if message["content"] == "blocks":
+            await trio.sleep(0.3)
+
+    omni = in_memory()
+    policy = RetryPolicy(max_attempts=2, backoff=Backoff(initial=0.02, jitter=0))
+    omni.add(AgentConfig(topic="cb", callback=work), mailbox=Mailbox(capacity=1), retry=policy)
+    with trio.fail_after(10):
+        async with omni:
+            ids = await omni.publish_batch([("cb", "fails"), ("cb", "blocks")])
+            await until(lambda: "blocks" in tries)
+            before = time.process_time()
+            await trio.sleep(0.2)
+            assert time.process_time() - before < 0.1
+            for task_id in ids:
+                await omni.wait_result(task_id)

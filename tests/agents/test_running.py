@@ -321,6 +321,51 @@ def test_what_is_wrong_with_an_agent_is_said_when_the_class_is_made() -> None:
                 pass
 
 
+def test_a_handler_is_an_async_function_of_the_event() -> None:
+    with pytest.raises(AgentError, match=r"Plain\.handle must be an async function"):
+
+        class Plain(Agent, topic="t"):
+            def handle(self, event: EventEnvelope[Any]) -> None:  # type: ignore[override]
+                pass
+
+    with pytest.raises(AgentError, match=r"Greedy\.handle takes one argument beside self"):
+
+        class Greedy(Agent, topic="t"):
+            async def handle(self, event: EventEnvelope[Any], more: int) -> None:  # type: ignore[override]
+                pass
+
+
+async def test_an_agents_own_names_do_not_get_in_the_way() -> None:
+    class Named(Agent, topic="named", name="team/named"):
+        options = "mine"
+        content_type = "mine"
+
+        async def work(self, item: object) -> None:
+            raise AssertionError("nobody calls this")
+
+        async def lane(self) -> None:
+            raise AssertionError("nobody calls this")
+
+        async def handle(self, event: EventEnvelope[int]) -> int:
+            return event.payload.content
+
+    omni = in_memory()
+    with trio.fail_after(10):
+        async with watching(omni, "agent.started") as watcher:
+            omni.add(Named)
+            async with omni:
+                assert await omni.wait_result(await omni.publish("named", 3)) == 3
+            assert [event.data["agent"] for event in watcher.seen] == ["webhooks", "team/named"]
+
+
+async def test_a_block_is_entered_once_at_a_time() -> None:
+    async with running() as omni:
+        with pytest.raises(OmniActorsError, match="runs already"):
+            async with omni:
+                pass
+        assert await omni.streams.list() == []
+
+
 @pytest.mark.parametrize(
     ("keywords", "sentence"),
     [

@@ -44,6 +44,6 @@ def show(rows: Iterable[Row]) -> None:
 def rate(per_second: float) -> str:
     """A rate for people: three digits and a unit."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
-        if per_second >= size:
+        if per_second >= 0.9995 * size:  # what is shown as 1000 of the smaller unit
             return f"{per_second / size:.3g} {unit}/s"
     return f"{per_second:.3g} /s"
