@@ -28,11 +28,17 @@ if TYPE_CHECKING:
         SupervisorGaveUp,
     )
     from omniactors.actors.pool import pool
+    from omniactors.actors.poolrefs import BroadcastRef, MemberStatistics, PoolRef, PoolStatistics
     from omniactors.actors.refs import ActorRef, ActorStatistics, ChildRef
+    from omniactors.actors.registry import Registry, ServiceKey
+    from omniactors.actors.replies import NoReply, ReplyHandle
     from omniactors.actors.rules import ExitReason, Ignore, Intensity, Shutdown
     from omniactors.actors.specs import ChildSpec
     from omniactors.actors.supervisor import ChildCounts, Supervisor
+    from omniactors.actors.threads import ThreadRef
+    from omniactors.actors.timers import Timers
     from omniactors.actors.trees import open_supervisor, run_supervisor, subtree
+    from omniactors.actors.watching import Down
     from omniactors.agents.agent import Agent
     from omniactors.agents.options import AgentConfig, SubscriptionConfig
     from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
@@ -61,7 +67,9 @@ if TYPE_CHECKING:
         GatewayError,
         GaveUp,
         MailboxFull,
+        NameTaken,
         OmniActorsError,
+        ServiceNotFound,
         SettingsError,
         SupervisionError,
         SupervisorClosed,
@@ -98,6 +106,7 @@ __all__ = [
     "BackendUnusable",
     "Backoff",
     "BatchFailed",
+    "BroadcastRef",
     "ChildAlreadyPresent",
     "ChildAlreadyStarted",
     "ChildCounts",
@@ -117,6 +126,7 @@ __all__ = [
     "ContentError",
     "DeadLetter",
     "DeadlockError",
+    "Down",
     "DuplicateChildId",
     "DynamicSupervisor",
     "EntryError",
@@ -133,17 +143,26 @@ __all__ = [
     "Intensity",
     "Mailbox",
     "MailboxFull",
+    "MemberStatistics",
     "MessagesLost",
+    "NameTaken",
+    "NoReply",
     "OmniActors",
     "OmniActorsError",
     "PayloadBase",
+    "PoolRef",
+    "PoolStatistics",
+    "Registry",
     "Reject",
     "Reply",
+    "ReplyHandle",
     "Request",
     "ResultRecord",
     "RetryAfter",
     "RetryPolicy",
     "RuntimeRecord",
+    "ServiceKey",
+    "ServiceNotFound",
     "Settings",
     "SettingsError",
     "Shutdown",
@@ -155,6 +174,8 @@ __all__ = [
     "SupervisorClosed",
     "SupervisorGaveUp",
     "TaskFailed",
+    "ThreadRef",
+    "Timers",
     "TooManyChildren",
     "TooManySubscribers",
     "UnhandledMessage",
@@ -178,11 +199,17 @@ _NAMES_BY_HOME = {
         "SupervisorGaveUp"
     ),
     "omniactors.actors.pool": "pool",
+    "omniactors.actors.poolrefs": "BroadcastRef MemberStatistics PoolRef PoolStatistics",
     "omniactors.actors.refs": "ActorRef ActorStatistics ChildRef",
+    "omniactors.actors.registry": "Registry ServiceKey",
+    "omniactors.actors.replies": "NoReply ReplyHandle",
     "omniactors.actors.rules": "ExitReason Ignore Intensity Shutdown",
     "omniactors.actors.specs": "ChildSpec",
     "omniactors.actors.supervisor": "ChildCounts Supervisor",
+    "omniactors.actors.threads": "ThreadRef",
+    "omniactors.actors.timers": "Timers",
     "omniactors.actors.trees": "open_supervisor run_supervisor subtree",
+    "omniactors.actors.watching": "Down",
     "omniactors.agents.agent": "Agent",
     "omniactors.agents.options": "AgentConfig SubscriptionConfig",
     "omniactors.agents.signals": "HandlerTimeout Reject Reply RetryAfter",
@@ -191,8 +218,8 @@ _NAMES_BY_HOME = {
         "ActorStopped AgentError AskFailed BackendBusy BackendClosed BackendError BackendUnusable BatchFailed "
         "ChildAlreadyPresent ChildAlreadyStarted ChildError ChildNotFound ChildRestarting ChildRunning "
         "ChildStartError ContentError DeadlockError DuplicateChildId EntryError EnvelopeError GatewayError "
-        "GaveUp MailboxFull OmniActorsError SettingsError SupervisionError SupervisorClosed TaskFailed "
-        "TooManyChildren TooManySubscribers UnhandledMessage"
+        "GaveUp MailboxFull NameTaken OmniActorsError ServiceNotFound SettingsError SupervisionError "
+        "SupervisorClosed TaskFailed TooManyChildren TooManySubscribers UnhandledMessage"
     ),
     "omniactors.events.bus": "EventBus",
     "omniactors.events.context": "run_context",

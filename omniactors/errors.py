@@ -181,6 +181,29 @@ class TooManyChildren(SupervisionError):
         return f"the supervisor already has its {self.max_children} children"
 
 
+class NameTaken(OmniActorsError):
+    """A name that one actor alone may hold is held; `ref` points at the holder, `key` is the ServiceKey."""
+
+    def __init__(self, key: object, ref: object) -> None:
+        super().__init__(key, ref)
+        self.key = key
+        self.ref = ref
+
+    def __str__(self) -> str:
+        return f"{self.key!r} is taken by {self.ref!r}"
+
+
+class ServiceNotFound(OmniActorsError, LookupError):
+    """No actor is registered under `key`, a ServiceKey."""
+
+    def __init__(self, key: object) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"nobody is registered under {self.key!r}"
+
+
 class SupervisorClosed(SupervisionError):
     """The supervisor has ended or is stopping and takes no more requests."""
 
@@ -246,7 +269,8 @@ class TaskFailed(OmniActorsError):
         self.attempts = attempts
 
     def __str__(self) -> str:
-        return f"task {self.task_id} failed at agent {self.agent!r} after {self.attempts} attempts: {self.error}"
+        tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return f"task {self.task_id} failed at agent {self.agent!r} after {tries}: {self.error}"
 
 
 class BatchFailed(OmniActorsError):

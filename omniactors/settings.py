@@ -98,9 +98,9 @@ class Settings:
     """What a system runs with. Times are in seconds.
 
     `chosen_by` names the setting that chose the backend. `grace` is how long running tasks may take
-    to finish at a stop, `result_ttl` how long a result is kept, `dedupe_window` how long a given
-    event id is remembered. `synchronous` is SQLite's: "full" survives a power cut, "normal" a crash
-    of the process.
+    to finish at a stop, `result_ttl` how long a result is kept (above 0), `dedupe_window` how long a
+    given event id is remembered. `synchronous` is SQLite's: "full" survives a power cut, "normal" a
+    crash of the process. Raises SettingsError for times that are not allowed.
     """
 
     backend: BackendUrl
@@ -112,11 +112,21 @@ class Settings:
     dedupe_window: float = DAY
     synchronous: Synchronous = "full"
 
+    def __post_init__(self) -> None:
+        """Check the times."""
+        for name in ("grace", "result_ttl", "dedupe_window"):
+            seconds = getattr(self, name)
+            if not math.isfinite(seconds) or seconds < 0:
+                raise SettingsError(f"{name} must be a number of seconds of at least 0, not {seconds!r}")
+        if self.result_ttl == 0:
+            raise SettingsError("result_ttl must be a number of seconds above 0: a result must last until it is read")
+
     def describe(self) -> str:
         """One line: the store with its absolute path, who chose it, and what is not the default; no secrets."""
         parts = [f"{self.backend} (from {self.chosen_by})"]
         if self.listen is not None:
-            parts.append(f"listen {self.listen}")
+            is_any = self.listen.port == 0
+            parts.append(f"listen {self.listen.host} on a free port" if is_any else f"listen {self.listen}")
         if self.token is not None:
             parts.append("with a token")
         if self.synchronous != "full":
@@ -163,7 +173,7 @@ def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str,
         token=None if token is None else _token(token, "OMNIACTORS_TOKEN"),
         listen=None if listen is None else parse_address(listen, "OMNIACTORS_LISTEN"),
         grace=_seconds(values, "OMNIACTORS_GRACE", 30.0),
-        result_ttl=_seconds(values, "OMNIACTORS_RESULT_TTL", DAY),
+        result_ttl=_seconds_above_zero(values, "OMNIACTORS_RESULT_TTL", DAY),
         dedupe_window=_seconds(values, "OMNIACTORS_DEDUPE_WINDOW", DAY),
         synchronous=_synchronous(values.get("OMNIACTORS_SYNCHRONOUS", "full")),
     )
@@ -272,6 +282,14 @@ def _seconds(values: Mapping[str, str], setting: str, default: float) -> float:
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
         raise SettingsError(f"{setting} must be a number of seconds of at least 0, not {text!r}")
+    return seconds
+
+
+def _seconds_above_zero(values: Mapping[str, str], setting: str, default: float) -> float:
+    """As `_seconds`; a result that is kept for no time could never be waited for."""
+    seconds = _seconds(values, setting, default)
+    if seconds == 0:
+        raise SettingsError(f"{setting} must be a number of seconds above 0, not {values[setting]!r}")
     return seconds
 
 

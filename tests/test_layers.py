@@ -22,6 +22,7 @@ LAYERS = [
     ["omniactors.system"],
     ["omniactors.testing"],
     ["omniactors.cli"],
+    ["omniactors.__main__"],
 ]
 """From the lowest up. A module belongs to its longest prefix, and may import its own part and lower rows."""
 

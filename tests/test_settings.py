@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,7 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
         ({"OMNIACTORS_GRACE": "soon"}, "OMNIACTORS_GRACE must be a number of seconds of at least 0, not 'soon'"),
         ({"OMNIACTORS_GRACE": "-1"}, "OMNIACTORS_GRACE must be"),
         ({"OMNIACTORS_RESULT_TTL": "nan"}, "OMNIACTORS_RESULT_TTL must be"),
+        ({"OMNIACTORS_RESULT_TTL": "0"}, "OMNIACTORS_RESULT_TTL must be a number of seconds above 0, not '0'"),
         ({"OMNIACTORS_DEDUPE_WINDOW": "inf"}, "OMNIACTORS_DEDUPE_WINDOW must be"),
         ({"OMNIACTORS_SYNCHRONOUS": "off"}, "OMNIACTORS_SYNCHRONOUS must be one of full, normal, not 'off'"),
         ({"OMNIACTORS_PREFIX": "shop"}, "OMNIACTORS_PREFIX is not built yet: give each system a file of its own"),
@@ -111,6 +113,25 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
 def test_a_bad_value_is_refused_with_what_is_allowed(environ: dict[str, str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         choose(**environ)
+
+
+@pytest.mark.parametrize(
+    ("times", "sentence"),
+    [
+        ({"result_ttl": 0.0}, "result_ttl must be a number of seconds above 0"),
+        ({"result_ttl": -1.0}, "result_ttl must be a number of seconds of at least 0, not -1.0"),
+        ({"grace": math.nan}, "grace must be"),
+        ({"dedupe_window": math.inf}, "dedupe_window must be"),
+    ],
+)
+def test_settings_made_by_hand_are_checked_too(times: dict[str, float], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        Settings(backend=MemoryUrl(), **times)  # type: ignore[arg-type]  # each is a time
+
+
+def test_no_grace_and_no_window_are_allowed() -> None:
+    settings = choose(OMNIACTORS_GRACE="0", OMNIACTORS_DEDUPE_WINDOW="0")
+    assert (settings.grace, settings.dedupe_window) == (0.0, 0.0)
 
 
 def test_an_unknown_setting_in_dotenv_is_refused_too() -> None:
@@ -144,7 +165,8 @@ def test_a_bad_dotenv_line_is_told_by_its_number_alone() -> None:
 def test_description_and_repr_hold_no_token() -> None:
     settings = choose(OMNIACTORS_TOKEN="hunter2", OMNIACTORS_SYNCHRONOUS="normal", OMNIACTORS_LISTEN="localhost:0")
     assert settings.describe() == (
-        f"sqlite:///{DEFAULT.path} (from the default), listen localhost:0, with a token, synchronous normal"
+        f"sqlite:///{DEFAULT.path} (from the default), listen localhost on a free port, with a token, "
+        "synchronous normal"
     )
     assert "hunter2" not in repr(settings)
 

@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from omniactors.actors.cell import ActorHooks, Cell, Lane
 from omniactors.actors.mailbox import Mailbox, MailboxQueue
-from omniactors.actors.messages import HandlerTable, build_table, definer_namespace
+from omniactors.actors.messages import HandlerTable, become_table, build_table, definer_namespace
 from omniactors.actors.notices import MessagesLost
 from omniactors.actors.refs import ActorRef
+from omniactors.actors.replies import ReplyHandle
+from omniactors.actors.rules import ExitReason
+from omniactors.actors.snapshots import Snapshots
 from omniactors.actors.specs import WORKER_SHUTDOWN, ChildSource
+from omniactors.actors.watching import Down
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from outcome import Outcome
 
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.refs import ChildRef
-    from omniactors.actors.rules import ExitReason, RestartType
+    from omniactors.actors.registry import Registry
+    from omniactors.actors.rules import RestartType
     from omniactors.actors.slot import Slot
     from omniactors.actors.specs import Child, OnCrash
     from omniactors.actors.supervisor import Supervisor
+    from omniactors.actors.timers import Timers
 
+T = TypeVar("T")
 M_contra = TypeVar("M_contra", contravariant=True)
 
 
@@ -70,9 +79,80 @@ class Actor(Generic[M_contra]):
         """The supervisor that runs this actor; there is none inside `__init__`."""
         return cast("Supervisor", self._context.slot.supervisor)
 
+    @property
+    def registry(self) -> Registry:
+        """The tree's registry, where `register(key)` registers this actor; there is none inside `__init__`."""
+        return self.supervisor.registry.seen_by(self.ref)
+
     def stop(self) -> None:
         """End normally after the current message. A permanent actor is then started again, as in OTP."""
         self._context.cell.leave()
+
+    @property
+    def timers(self) -> Timers:
+        """Messages to itself, later: `once`, `every`, `cancel`."""
+        return self._context.cell.timers
+
+    def watch(self, ref: ChildRef) -> None:
+        """Have `Down(ref, reason)` handled when the child's present incarnation ends, ahead of other messages.
+
+        At once when none is alive. Raises UnhandledMessage when the actor has no handler for Down.
+        """
+        self._context.cell.check_handled(Down(ref, ExitReason.NORMAL))
+        self._context.cell.watches.add(ref)
+
+    def unwatch(self, ref: ChildRef) -> None:
+        """Watch it no more; a `Down` that is on its way is not handled."""
+        self._context.cell.watches.remove(ref)
+
+    def start_soon(
+        self,
+        work: Callable[..., Awaitable[T]],
+        *args: Any,
+        then: Callable[[Outcome[T]], object] | None = None,
+    ) -> None:
+        """Run `work(*args)` beside the messages, for as long as this incarnation lives.
+
+        With `then` its `outcome.Outcome` comes back as the message `then(outcome)`, ahead of others;
+        without one an error crashes the actor. What still runs is cancelled when the actor ends,
+        after its last message and before `on_stop`.
+        """
+        self._context.cell.start_soon(work, args, then)
+
+    def reply_later(self) -> ReplyHandle:
+        """Owe the reply to the ask in hand: the handler returns `NoReply`, and the reply goes through the handle."""
+        return ReplyHandle(self._context.cell.reply_later(), self.ref.path)
+
+    def stash(self, message: object) -> None:
+        """Put the message in hand aside until `unstash_all`; it keeps its room in the mailbox.
+
+        For an ask the handler returns `NoReply`: it is answered when it is handled again. What is
+        put aside when the actor restarts comes first then, and is reported as lost when it stops.
+        """
+        self._context.cell.stash(message)
+
+    def unstash_all(self) -> None:
+        """Have what was put aside handled next, in its order."""
+        self._context.cell.unstash_all()
+
+    def become(self, *handlers: Callable[[Any], Awaitable[Any]]) -> None:
+        """From the next message on, have these bound methods of `self` handle their types; none: as the class says.
+
+        Each is marked with `@on`, or has a parameter that is annotated with a type the class
+        handles; other types stay where they were. Raises TypeError for any other.
+        """
+        self._context.cell.become(become_table(type(self), self.__handlers__, handlers) if handlers else None)
+
+    def snapshot(self) -> Any:  # noqa: ANN401 -- whatever the actor's state is
+        """What to offer to the next incarnation, taken after each message that was handled; a copy.
+
+        It is offered at most twice in a row: a state that cannot be worked with is dropped.
+        """
+        return NotImplemented
+
+    def restore(self, state: Any) -> None:  # noqa: ANN401 -- what snapshot() returned
+        """Begin with the state of an earlier incarnation; called before `lifespan` and `on_start`."""
+        raise NotImplementedError(f"{type(self).__name__} has no restore() method")
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """Resources of one incarnation: an async context manager around all that it does.
@@ -130,6 +210,7 @@ class ActorChild:
         self._on_crash = on_crash
         self._shared = shared
         self._prepare = prepare
+        self._snapshots = Snapshots() if cls.snapshot is not Actor.snapshot else None
         self._queue: MailboxQueue | None = None
 
     def make_ref(self, slot: Slot) -> ChildRef:
@@ -144,9 +225,12 @@ class ActorChild:
         if self._prepare is not None:
             self._prepare(actor)
         queues = [self.queue] if self._shared is None else [self.queue, self._shared()]
-        cell = Cell(cast("ActorHooks", actor), queues, self._cls.__handlers__, status)
+        cell = Cell(cast("ActorHooks", actor), queues, self._cls.__handlers__, status=status, snapshots=self._snapshots)
         ref = cast("ActorRef[Any]", slot.ref)
         actor.__attach__(ActorContext(slot, ref, cell))
+        state = self._snapshots.offer() if self._snapshots is not None else None
+        if state is not None:
+            actor.restore(*state)
         if self._cls.lifespan is Actor.lifespan:
             await cell.run(ref, actor.__lane__())
         else:
@@ -172,3 +256,5 @@ class ActorChild:
     def slot_closed(self, reason: ExitReason) -> None:
         """Fail the queued asks and report the queued messages."""
         self.queue.close(reason)
+        if self._snapshots is not None:
+            self._snapshots.clear()

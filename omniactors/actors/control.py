@@ -21,13 +21,19 @@ from omniactors.actors.keeper import Keeper
 from omniactors.actors.mailbox import Parker
 from omniactors.actors.roster import Roster
 from omniactors.actors.rules import ExitReason, restart_group, should_restart
-from omniactors.errors import ChildAlreadyPresent, ChildAlreadyStarted, ChildStartError, GaveUp, SupervisorClosed
+from omniactors.errors import (
+    ChildAlreadyPresent,
+    ChildAlreadyStarted,
+    ChildStartError,
+    GaveUp,
+    NameTaken,
+    SupervisorClosed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from omniactors.actors.incarnation import Incarnation
-    from omniactors.actors.refs import ChildRef
     from omniactors.actors.slot import Slot, SlotOwner
     from omniactors.actors.specs import ChildSpec, Flags
 
@@ -47,6 +53,10 @@ class _Retry(NamedTuple):
     slot: Slot
     generation: int
     reason: ExitReason
+
+    @property
+    def is_current(self) -> bool:
+        return self.slot.generation == self.generation
 
 
 class _Unstarted(NamedTuple):
@@ -78,6 +88,7 @@ class Control:
         self._begun: Incarnation | None = None
         """The child that somebody asked for and that is not ready yet: nothing else is done until it is."""
         self._parker = Parker()
+        self._is_held_up = False
         self._has_body_left = False
 
     # -- from outside ---------------------------------------------------------------------------
@@ -143,7 +154,10 @@ class Control:
     async def stop(self, slot: Slot, command: Command[None]) -> None:
         """Stop a child for good, within its grace time."""
         command.concerns(slot.place)
+        was_restarting = slot.state == "restarting"
         await self.keeper.stop(slot)
+        if was_restarting:
+            self._close_followers()
 
     async def delete(self, slot: Slot) -> None:
         """Forget a stopped child."""
@@ -154,21 +168,25 @@ class Control:
             raise SupervisorClosed(self._owner.path)
 
     def _begin(self, slot: Slot, command: StartCommand, *, is_new: bool) -> None:
-        command.on_abandon = lambda: self.keeper.undo_start(slot)
+        command.on_abandon = lambda: self.keeper.abort_start(slot)
         command.concerns(slot.place)
 
         def settled(run: Incarnation) -> None:
-            self._begun = None
+            self.wait_for_start(None)
             if run.is_started and not run.expected:
                 command.answer(slot.ref)
             elif self.keeper.stopping.is_set():
                 command.refuse(SupervisorClosed(self._owner.path))
             else:
                 self._inbox.appendleft(_Unstarted(slot, run, command, is_new))
-            if self._inbox:
+            if self._inbox or self._is_held_up:
                 self._parker.wake()
 
-        self._begun = self.keeper.begin(slot, settled)
+        self.wait_for_start(self.keeper.begin(slot, settled))
+
+    def wait_for_start(self, run: Incarnation | None) -> None:
+        """Do nothing else until this child is ready, or has ended before it was."""
+        self._begun = run
 
     async def _undo(self, item: _Unstarted) -> None:
         """What was asked to be started is not wanted now, or has failed, or was stopped meanwhile."""
@@ -180,7 +198,7 @@ class Control:
         if is_new:
             self.roster.drop(slot)
         is_closed = self.keeper.stopping.is_set()
-        command.refuse(SupervisorClosed(self._owner.path) if is_closed else _start_error(slot, run))
+        command.refuse(SupervisorClosed(self._owner.path) if is_closed else _request_error(slot, run))
 
     # -- the control task -------------------------------------------------------------------------
 
@@ -219,7 +237,9 @@ class Control:
 
     async def _serve_one(self) -> None:
         if self._begun is not None:
+            self._is_held_up = True
             await self._parker.park()
+            self._is_held_up = False
             return
         slot = self.keeper.schedule.take_due(trio.current_time())
         if slot is not None:
@@ -298,7 +318,7 @@ class Control:
 
     async def _retry(self, item: _Retry) -> None:
         """A restart has failed, and counts as the next failure."""
-        if item.slot.generation == item.generation:
+        if item.is_current:
             await self._restart(item.slot, item.reason)
 
     async def _restart(self, slot: Slot, reason: ExitReason) -> None:
@@ -340,6 +360,16 @@ class Control:
             else:
                 self._retry_start(slot, run)
                 return
+
+    def _close_followers(self) -> None:
+        """Leave down whoever was to be restarted together with a child that will not be, now it was stopped."""
+        slots = self.roster.in_order()
+        leaders = [item.slot for item in self._inbox if isinstance(item, _Retry) and item.is_current]
+        leaders += self.keeper.schedule.put_off_now()
+        awaited = {slot for leader in leaders for slot in restart_group(self.flags.strategy, slots, leader)}
+        for slot in slots:
+            if slot.state == "restarting" and slot not in awaited:
+                self.keeper.close(slot, slot.reason or ExitReason.SHUTDOWN)
 
     def _retry_start(self, slot: Slot, run: Incarnation) -> None:
         reason = self.keeper.note_end(slot, run)
@@ -386,12 +416,22 @@ class ConcurrentControl(PoolControl):
         """A start may begin at once, whatever else is going on."""
         return not self.keeper.stopping.is_set()
 
+    def wait_for_start(self, run: Incarnation | None) -> None:
+        """Wait for none."""
+
     async def carry_out(self, action: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Do one thing to one child, beside whatever else is going on."""
         self.nursery.start_soon(_shielded, action, *args, name=f"{self._owner.path} (supervisor)")
 
 
 _Item = _Exit | _Retry | _Unstarted | Command[Any]
+
+
+def _request_error(slot: Slot, run: Incarnation) -> ChildStartError | NameTaken:
+    """Why a child that was asked for did not start. That its name is taken is told unchanged, as in OTP."""
+    error = _start_error(slot, run)
+    cause = error.__cause__
+    return NameTaken(cause.key, cause.ref) if isinstance(cause, NameTaken) else error
 
 
 def _start_error(slot: Slot, run: Incarnation) -> ChildStartError:

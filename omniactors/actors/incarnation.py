@@ -24,6 +24,7 @@ class Incarnation:
         "_at_end",
         "_ended",
         "asked",
+        "before_end",
         "by_itself",
         "expected",
         "for_restart",
@@ -50,6 +51,8 @@ class Incarnation:
         self.nursery: trio.Nursery | None = None
         """Where the child may run tasks of its own: that of its supervisor."""
         self._at_end: list[Callable[[ExitReason], None]] | None = None
+        self.before_end: Callable[[], None] | None = None
+        """Called when the child has ended, before anybody else is told: it frees the names that the child took."""
         self.is_started = False
         self.value: Any = None
         self.reason: ExitReason | None = None
@@ -152,6 +155,8 @@ class Incarnation:
             error = None
         self.reason = exit_reason(error, asked=self.asked, killed=self.killed)
         self.on_stop = self.on_kill = self.task = self.nursery = None
+        if self.before_end is not None:
+            self.before_end()
         told, self._at_end = self._at_end, None
         for call in told or ():
             call(self.reason)

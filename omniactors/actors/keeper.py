@@ -143,12 +143,14 @@ class Keeper:
         for run in self._starting:
             run.expected = True
             run.abort()
-        # Whoever waits for a child that is down would wait for a restart that does not come.
+        # Whoever waits for a child that is down would wait for a start that does not come.
         for slot in self._roster.in_order():
             if slot.state == "restarting":
                 self.close(slot, slot.reason or ExitReason.SHUTDOWN)
             elif slot.run is not None and slot.run.reason is not None and slot.run.is_started:
                 self.close(slot, self.note_end(slot, slot.run))
+            elif slot.run is None and slot.reason is None:
+                slot.close(ExitReason.SHUTDOWN)
 
     def kill_all(self) -> None:
         """Cancel every child, and give none any grace from now on."""
@@ -195,6 +197,7 @@ class Keeper:
         if slot.state != "stopped":
             self._roster.closed(slot)
         self.schedule.call_off(slot, trio.current_time())
+        self._owner.registry.names.slot_closed(slot.ref)
         slot.close(reason)
         if slot.spec.restart == "temporary" or self._flags.independent:
             self._roster.drop(slot)

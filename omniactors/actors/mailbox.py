@@ -309,6 +309,10 @@ class MailboxQueue:
         """
         if self._closed:
             raise self.stopped(ask.message)
+        if self.place.any_of:
+            raise TypeError(f"{self.path} is a pool: its actors are controlled one by one")
+        if ask.asker is not None:
+            ask.asker.wait_for(self.place, ask.fail)
         self.controls.append(ask)
         if self.on_control is not None:
             self.on_control()

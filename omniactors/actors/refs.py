@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import trio
 
+from omniactors.actors.controls import GetState, ReplaceState, Resume, Suspend
 from omniactors.actors.mailbox import Ask
+from omniactors.actors.threads import ThreadRef
 from omniactors.actors.waiting import current_place
 from omniactors.errors import MailboxFull, UnhandledMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
+    from omniactors.actors.controls import Control
     from omniactors.actors.mailbox import MailboxQueue
     from omniactors.actors.messages import HandlerTable, Request
+    from omniactors.actors.registry import Registry
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.slot import Slot
 
@@ -74,6 +79,15 @@ class ChildRef:
         """What the running child gave to `task_status.started()`; None when it is not running."""
         return self._slot.value
 
+    @property
+    def registry(self) -> Registry:
+        """The registry of the child's tree."""
+        return self._slot.supervisor.registry
+
+    def call_before_end(self, free: Callable[[], None]) -> bool:
+        """Have the registry called when the present incarnation ends, before anybody else; False if none is alive."""
+        return self._slot.call_before_end(free)
+
     async def stop(self) -> None:
         """Ask the child to stop, give it its grace time, then cancel it; it is not restarted.
 
@@ -85,6 +99,13 @@ class ChildRef:
     async def stop_now(self) -> None:
         """Cancel the child without grace; it is not restarted. Returns when it has ended."""
         await self._slot.stop_now()
+
+    def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Have `told` called with the reason when the present incarnation ends; at once if none is alive.
+
+        It must neither wait nor raise. `Actor.watch` is the same for actors, as a message.
+        """
+        self._slot.call_at_end(told)
 
     async def wait_stopped(self) -> ExitReason:
         """Wait until the child has ended and is not about to be restarted; cancellable."""
@@ -155,6 +176,38 @@ class ActorRef(ChildRef, Generic[M_contra]):
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_effective_deadline()
         return await self._queue.wait_for_reply(Ask(message, trio.lowlevel.current_task(), deadline, current_place()))
+
+    @property
+    def from_thread(self) -> ThreadRef[M_contra]:
+        """`tell` and `ask` for other threads, which they block; see `ThreadRef`."""
+        return ThreadRef(self, self._queue.token)
+
+    async def suspend(self) -> None:
+        """Have the actor handle no messages until `resume`; returns when the one in hand is done.
+
+        What concerns the actor itself (timers, watches, background work, controls) goes on. Raises
+        ActorStopped, and DeadlockError when an actor suspends itself so. Cancellable.
+        """
+        await self._control(Suspend())
+
+    async def resume(self) -> None:
+        """Have a suspended actor go on, in order; raises as `suspend`."""
+        await self._control(Resume())
+
+    async def get_state(self) -> Any:  # noqa: ANN401 -- whatever the actor's state is
+        """The actor's state between two messages: its `snapshot()`, or else a dict of its public attributes.
+
+        It is not a copy. Raises as `suspend`.
+        """
+        return await self._control(GetState())
+
+    async def replace_state(self, state: Any) -> None:  # noqa: ANN401 -- whatever the actor's restore() takes
+        """Give the actor another state between two messages, through its `restore`; raises what that raises."""
+        await self._control(ReplaceState(state))
+
+    async def _control(self, control: Control) -> Any:  # noqa: ANN401 -- each control has an answer of its own
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._queue.control(Ask(control, trio.lowlevel.current_task(), math.inf, current_place()))
 
     def statistics(self) -> ActorStatistics:
         """Counts of the mailbox, now."""

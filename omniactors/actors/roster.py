@@ -31,7 +31,7 @@ class Roster:
         # Ids that count up make way for those that somebody chose, wherever they stand.
         self._chosen = {spec.id for spec in specs}
         for spec in specs:
-            self.add(spec)
+            self.add(spec).place.hold(owner.place)  # until then nobody but the supervisor starts it
 
     def __len__(self) -> int:
         return len(self._slots)

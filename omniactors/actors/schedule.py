@@ -64,6 +64,10 @@ class RestartSchedule:
             self._waited += now - self._waiting_since
             self._due.clear()
 
+    def put_off_now(self) -> list[Slot]:
+        """The slots whose restart is due later."""
+        return list(self._waiting)
+
     def next_due(self) -> float:
         """When `take_due` has something; infinity for never."""
         self._forget_called_off()

@@ -8,14 +8,15 @@ import trio
 
 from omniactors.actors.incarnation import Incarnation
 from omniactors.actors.refs import ActorRef
+from omniactors.actors.rules import ExitReason
 from omniactors.actors.waiting import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from omniactors.actors.notices import Notice
     from omniactors.actors.refs import ChildRef, Status
-    from omniactors.actors.rules import ExitReason
+    from omniactors.actors.registry import Registry
     from omniactors.actors.specs import ChildSpec
 
 
@@ -30,6 +31,11 @@ class SlotOwner(Protocol):
     @property
     def place(self) -> Place:
         """The supervisor's place in the wait-for graph."""
+        ...
+
+    @property
+    def registry(self) -> Registry:
+        """The registry of the supervisor's tree."""
         ...
 
     def emit(self, notice: Notice) -> None:
@@ -134,6 +140,20 @@ class Slot:
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
+
+    def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Have `told` called when the present incarnation ends, at once when none is alive."""
+        if self.run is not None:
+            self.run.call_at_end(told)
+        else:
+            told(self.reason or ExitReason.SHUTDOWN)
+
+    def call_before_end(self, free: Callable[[], None]) -> bool:
+        """Have `free` called when the present incarnation ends, before anybody is told; False when none is alive."""
+        if self.run is None or self.run.reason is not None:
+            return False
+        self.run.before_end = free
+        return True
 
     async def wait_stopped(self) -> ExitReason:
         """Wait until no incarnation is alive and none is to come; cancellable."""

@@ -11,6 +11,7 @@ import trio
 from omniactors.actors.commands import ActionCommand, StartCommand, StopCommand
 from omniactors.actors.control import Control
 from omniactors.actors.keeper import kill
+from omniactors.actors.registry import Names, Registry
 from omniactors.actors.rules import crash_part
 from omniactors.actors.specs import as_spec
 from omniactors.actors.waiting import Place, check_not_inside, current_place, running_child
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from omniactors.actors.actor import Actor
     from omniactors.actors.commands import Command
     from omniactors.actors.notices import Notice
-    from omniactors.actors.pool import Pool
+    from omniactors.actors.pool import BroadcastPool, Pool
+    from omniactors.actors.poolrefs import BroadcastRef, PoolRef
     from omniactors.actors.refs import ActorRef, ChildRef
     from omniactors.actors.slot import Slot
     from omniactors.actors.specs import ChildSpec, Flags
@@ -49,11 +51,20 @@ class Supervisor:
     control_type: ClassVar[type[Control]] = Control
 
     def __init__(
-        self, flags: Flags, specs: Sequence[ChildSpec], *, path: str, emit: Callable[[Notice], None] | None = None
+        self,
+        flags: Flags,
+        specs: Sequence[ChildSpec],
+        *,
+        path: str,
+        emit: Callable[[Notice], None] | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.flags = flags
         self.place = Place(path)
         """Where it stands in the wait-for graph."""
+        self._own_names = Names(path)
+        self.registry = registry or Registry(self._own_names)
+        """Finds the actors of the whole tree by name: the parent's, when there is one."""
         self._specs = list(specs)
         self._emit = emit
         self._control = self.control_type(self, flags, self._specs)
@@ -75,6 +86,7 @@ class Supervisor:
     async def running(self) -> AsyncIterator[Supervisor]:
         """Run for the length of the block; see `open_supervisor`. One supervisor runs once at a time."""
         control = self._next_control()
+        self._own_names.open()
         escaped: BaseException | None = None
         body_error: BaseException | None = None
         try:
@@ -95,6 +107,7 @@ class Supervisor:
                     nursery.cancel_scope.cancel("the supervisor has ended")
         except BaseException as error:  # noqa: BLE001 -- raised below, when it is known what else there is to raise
             escaped = error
+        self._own_names.close()
         outcome = _outcome(escaped, control.failure, body_error)
         if outcome is not None:
             raise outcome
@@ -195,7 +208,10 @@ class Supervisor:
     async def start_child(self, what: type[Actor[M]], *args: Any) -> ActorRef[M]: ...
 
     @overload
-    async def start_child(self, what: Pool[M]) -> ActorRef[M]: ...
+    async def start_child(self, what: BroadcastPool[M]) -> BroadcastRef[M]: ...
+
+    @overload
+    async def start_child(self, what: Pool[M]) -> PoolRef[M]: ...
 
     @overload
     async def start_child(self, what: ChildSpec) -> Any: ...  # noqa: ANN401 -- the spec may be of any kind of child

@@ -90,7 +90,13 @@ class Subtree:
         """How to run this as a child."""
         return tree_source(
             self.child_id,
-            lambda slot: Supervisor(self.flags, self.specs, path=slot.path, emit=slot.supervisor.emit),
+            lambda slot: Supervisor(
+                self.flags,
+                self.specs,
+                path=slot.path,
+                emit=slot.supervisor.emit,
+                registry=slot.supervisor.registry,
+            ),
         )
 
 

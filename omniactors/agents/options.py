@@ -22,6 +22,9 @@ OnError = Literal["resume", "restart"]
 Isolation = Literal["task", "process"]
 EventKey = Callable[[EventEnvelope[Any]], Hashable]
 
+LOADED_SCRIPT = "__omniactors_script__"
+"""The module name of a script that is loaded beside another module with the name of its file."""
+
 
 EVENTS_HELD = 512
 """Events an agent may hold in memory; it holds no more than 0.1 s of its work, so only quick agents come near."""
@@ -198,8 +201,8 @@ def stable_name(what: object, topics: Sequence[str]) -> str:
     Made of module, qualified name and topics; a script's module is named after its file.
     """
     module = getattr(what, "__module__", None) or type(what).__module__
-    if module == "__main__":
-        file = getattr(sys.modules["__main__"], "__file__", None)
+    if module in {"__main__", LOADED_SCRIPT}:
+        file = getattr(sys.modules.get(module), "__file__", None)
         module = Path(file).stem if file else "main"
     qualified = getattr(what, "__qualname__", None) or type(what).__qualname__
     qualified = qualified.replace("<", "").replace(">", "").replace(".locals.", ".")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import trio
 import typer
 
 import omniactors
 from omniactors.cli import agents, streams, tasks
-from omniactors.cli.exits import ExitCode, exit_code, expected_error
+from omniactors.cli.exits import ExitCode, OutputClosed, exit_code, expected_error
 from omniactors.cli.loading import UserCodeError
-from omniactors.cli.output import Format, FormatOption, complain, print_json, stderr, stdout
+from omniactors.cli.output import Format, FormatOption, complain, forget_stdout, print_json, stderr, stdout
 from omniactors.cli.run import run
 from omniactors.cli.watch import watch
 from omniactors.settings import read_settings
+
+if TYPE_CHECKING:
+    from omniactors.errors import OmniActorsError
 
 app = typer.Typer(
     name="omniactors",
@@ -76,14 +78,18 @@ def main() -> None:
     except (Exception, BaseExceptionGroup) as error:
         if isinstance(error, BaseExceptionGroup) and error.split(KeyboardInterrupt)[1] is None:
             sys.exit(ExitCode.INTERRUPTED)
-        if isinstance(error, BaseExceptionGroup) and error.split(BrokenPipeError)[1] is None:
-            # Whoever read our output has enough of it; the interpreter must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(ExitCode.FAILED)
         known = expected_error(error)
         if known is None:
             raise
-        if isinstance(known, UserCodeError):
-            stderr().out(known.report, end="")
-        complain(str(known))
+        if isinstance(known, OutputClosed):
+            forget_stdout()
+        else:
+            _tell(known)
         sys.exit(exit_code(known))
+
+
+def _tell(error: OmniActorsError) -> None:
+    """Say why it failed; an error in the user's module is shown with their code."""
+    if isinstance(error, UserCodeError):
+        stderr().out(error.report, end="")
+    complain(str(error))

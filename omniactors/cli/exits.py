@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNAVAILABLE = 3
     INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
 
 
 class CommandError(OmniActorsError):
@@ -30,6 +31,13 @@ class CommandError(OmniActorsError):
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OutputClosed(CommandError):
+    """Whoever read stdout has enough of it, as `head` has after its lines; nothing is said about that."""
+
+    def __init__(self) -> None:
+        super().__init__("stdout is closed", ExitCode.OUTPUT_CLOSED)
 
 
 def expected_error(error: BaseException) -> OmniActorsError | None:

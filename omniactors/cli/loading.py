@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import omniactors
+from omniactors.agents.options import LOADED_SCRIPT
 from omniactors.cli.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType, TracebackType
 
     from omniactors import Agent, OmniActors
@@ -32,7 +37,7 @@ class Program:
 class UserCodeError(CommandError):
     """The user's module raised while it was imported; `report` is the traceback of their code alone."""
 
-    def __init__(self, target: str, error: BaseException) -> None:
+    def __init__(self, target: str, error: Exception) -> None:
         super().__init__(f"{target} could not be imported: {type(error).__name__}: {error}")
         self.report = "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
 
@@ -65,49 +70,60 @@ def _is_own_agent(value: object, module: ModuleType) -> bool:
         inspect.isclass(value)
         and issubclass(value, omniactors.Agent)
         and value.__module__ == module.__name__
-        and bool(value.options.topics)
+        and bool(value.__options__.topics)
     )
 
 
 def _import(target: str) -> ModuleType:
     path = Path(target)
-    if path.suffix == ".py" or path.exists():
+    if path.suffix == ".py" or path.is_file() or os.sep in target:
         return _import_file(target, path)
+    if not all(target.split(".")):
+        raise CommandError(f"{target!r} is no module name", ExitCode.USAGE)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.util.find_spec(target)
-    except ModuleNotFoundError:
-        found = None
-    except (ImportError, ValueError) as error:
-        raise CommandError(f"{target!r} is no module name: {error}", ExitCode.USAGE) from error
-    except Exception as error:
-        raise UserCodeError(target, error) from error
-    if found is None:
-        raise CommandError(f"there is no file and no module {target!r}", ExitCode.USAGE)
-    try:
-        return importlib.import_module(target)
-    except Exception as error:
-        raise UserCodeError(target, error) from error
+        with _users_code(target):
+            return importlib.import_module(target)
+    except UserCodeError as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if missing is not None and f"{target}.".startswith(f"{missing}."):
+            raise CommandError(f"there is no file and no module {target!r}", ExitCode.USAGE) from error
+        raise
 
 
 def _import_file(target: str, path: Path) -> ModuleType:
-    """The module in the file, under its stem: the name that its agents keep from run to run."""
+    """The module in the file, under its stem: the name that its agents keep from run to run.
+
+    A stem that another module has already is left to that one; agents are named by the file all the same.
+    """
     if not path.is_file():
         raise CommandError(f"there is no file {target!r}", ExitCode.USAGE)
-    name = path.stem
-    if name in sys.modules or not name.isidentifier():
-        raise CommandError(f"{target} needs another name: {name!r} is taken, or cannot name a module", ExitCode.USAGE)
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise CommandError(f"{target} is no Python file", ExitCode.USAGE)
+    name = LOADED_SCRIPT if path.stem in sys.modules else path.stem
+    # As for `python FILE`: a link keeps its own name, but its imports are found beside what it leads to.
+    file = str(path.absolute())
+    loader = SourceFileLoader(name, file)
+    spec = ModuleSpec(name, loader, origin=file)
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[name] = module
+    with _users_code(target):
+        loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _users_code(target: str) -> Iterator[None]:
+    """Around code of the user's: whatever it raises comes out as a UserCodeError, and `sys.exit` as a CommandError.
+
+    The code that it exits with is told, not passed on: 2, 3 and others have meanings of their own here.
+    """
     try:
-        spec.loader.exec_module(module)
+        yield
+    except SystemExit as end:
+        raise CommandError(f"{target} called sys.exit({end.code!r}) while it was imported, so nothing runs") from end
     except Exception as error:
         raise UserCodeError(target, error) from error
-    return module
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:

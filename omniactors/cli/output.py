@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.json import JSON
 from rich.text import Text
+
+from omniactors.cli.exits import OutputClosed
 
 PIPE_WIDTH = 10_000
 """Columns when nobody looks: lines in a pipe are not wrapped or cut."""
@@ -28,22 +31,60 @@ FormatOption = Annotated[
 ]
 
 
+class _Answers(Console):
+    """A console on stdout; raises OutputClosed when nobody reads it any more."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise OutputClosed
+        super().__init__(width=_width(sys.stdout), highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+        raise OutputClosed
+
+
+class _Notices(Console):
+    """A console on stderr; what nobody reads is lost, and the command goes on."""
+
+    def __init__(self) -> None:
+        is_closed = sys.stderr is None
+        width = None if is_closed else _width(sys.stderr)
+        super().__init__(stderr=True, quiet=is_closed, width=width, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() else PIPE_WIDTH
+
+
 def stdout() -> Console:
     """The console for answers; made anew, since tests and pipes change what stdout is."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+    return _Answers()
 
 
 def stderr() -> Console:
     """The console for notices and errors."""
-    return Console(
-        stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, markup=False, emoji=False
-    )
+    return _Notices()
+
+
+def forget_stdout() -> None:
+    """Lead what is left to write nowhere, so that the interpreter does not complain when it ends."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: object) -> None:
-    """Write `value`, of any type that msgspec encodes, as one line of JSON."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+    """Write `value`, of any type that msgspec encodes, as one line of JSON; raises OutputClosed."""
+    if sys.stdout is None:
+        raise OutputClosed
+    try:
+        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise OutputClosed from error
 
 
 def print_pretty(value: object) -> None:

@@ -95,7 +95,7 @@ async def _serve(omni: OmniActors, program: Program, *, listen: str | None, toke
                 with trio.CancelScope(shield=True):
                     await omni.shutdown()
             nursery.cancel_scope.cancel()
-    notice("stopped at once; unfinished tasks are delivered again" if stopping.forced else "stopped")
+    _say("stopped at once; unfinished tasks are delivered again" if stopping.forced else "stopped")
     return stopping.forced
 
 
@@ -114,7 +114,7 @@ async def _obey(signals: AsyncIterator[int], omni: OmniActors, stopping: _Stoppi
 async def _report(omni: OmniActors) -> None:
     """Say what an orderly stop waits for, until cancelled."""
     while True:
-        notice(_waiting_line(omni.running_tasks()))
+        _say(_waiting_line(omni.running_tasks()))
         await trio.sleep(REPORT_EVERY)
 
 
@@ -132,8 +132,12 @@ def _waiting_line(running: Mapping[str, int]) -> str:
 def _announce(omni: OmniActors, program: Program, gateway: str | None, output: Format) -> None:
     """Say what runs and where it can be watched: on stderr for people, as a document on stdout for scripts."""
     names = sorted(omni.agent_names())
-    notice(f"module   {program.origin}")
-    notice(f"agents   {', '.join(names)}")
-    notice(f"gateway  {gateway}" if gateway else "gateway  none")
+    _say(f"{len(names)} {'agent' if len(names) == 1 else 'agents'} of {program.origin}: {', '.join(names)}")
+    _say(f"watch at {gateway}" if gateway else "no gateway")
     if output is Format.JSON:
         print_json({"pid": os.getpid(), "store": str(omni.settings.backend), "agents": names, "gateway": gateway})
+
+
+def _say(message: str) -> None:
+    """A notice that is told apart from what the agents print, as the system's own line about the store is."""
+    notice(f"omniactors: {message}")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import trio
 import typer
 
+from omniactors.cli.events import EventFile, PayloadFile, parse_content, read_event
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.output import Format, FormatOption, complain, notice, print_json, print_pretty, stdout
 from omniactors.cli.session import with_system
@@ -24,25 +24,6 @@ app = typer.Typer(no_args_is_help=True, help="Publish events and read their resu
 WaitOption = Annotated[
     float | None, typer.Option("--wait", min=0.0, metavar="SECONDS", help="Wait this long for the result.")
 ]
-
-
-class PayloadFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload part of a file; content is what matters, the rest may be left out."""
-
-    content: Any = msgspec.UNSET
-    webhook: str | None = None
-    reply_to: str | None = None
-
-
-class EventFile(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as a file holds it; options of the command line override its parts."""
-
-    topic: str | None = None
-    payload: PayloadFile = PayloadFile()
-    tenant_id: str | None = None
-    correlation_id: str | None = None
-    causation_id: str | None = None
-    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ def publish(
     topic: Annotated[str | None, typer.Option("--topic", "-t", help="Where the event goes.")] = None,
     content: Annotated[
         str | None,
-        typer.Option("--content", "-c", metavar="JSON_OR_TEXT", help="JSON; what is not JSON is taken as text."),
+        typer.Option("--content", "-c", metavar="JSON_OR_TEXT", help="JSON, or plain words, which are taken as text."),
     ] = None,
     payload_file: Annotated[
         Path | None,
@@ -75,6 +56,10 @@ def publish(
             metavar="FILE",
             help='An event as JSON: {"topic", "payload": {"content", ...}, ...}; "-" is stdin. Options override it.',
         ),
+    ] = None,
+    task_id: Annotated[
+        str | None,
+        typer.Option("--task-id", metavar="ID", help="The event's id: published again to the topic, it does nothing."),
     ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Gets the result by POST.")] = None,
     reply_to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Gets the result as an event.")] = None,
@@ -89,14 +74,15 @@ def publish(
     options = EventFile(
         topic=topic,
         payload=PayloadFile(
-            content=msgspec.UNSET if content is None else _json_or_text(content), webhook=webhook, reply_to=reply_to
+            content=msgspec.UNSET if content is None else parse_content(content), webhook=webhook, reply_to=reply_to
         ),
+        task_id=task_id,
         tenant_id=tenant_id,
         correlation_id=correlation_id,
         causation_id=causation_id,
         source=source,
     )
-    event = options if payload_file is None else _override(_read_event(payload_file), options)
+    event = options if payload_file is None else read_event(payload_file).override(options)
     fate = with_system(lambda omni: _publish(omni, event, wait, output))
     if wait is not None:
         _tell(fate, output)
@@ -116,23 +102,6 @@ def result(
     _tell(with_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
 
 
-def _override(file: EventFile, options: EventFile) -> EventFile:
-    """The event of a file, with each part that the command line names as that says."""
-    payload, said = file.payload, options.payload
-    return EventFile(
-        topic=options.topic or file.topic,
-        payload=PayloadFile(
-            content=payload.content if said.content is msgspec.UNSET else said.content,
-            webhook=said.webhook or payload.webhook,
-            reply_to=said.reply_to or payload.reply_to,
-        ),
-        tenant_id=options.tenant_id or file.tenant_id,
-        correlation_id=options.correlation_id or file.correlation_id,
-        causation_id=options.causation_id or file.causation_id,
-        source=options.source or file.source,
-    )
-
-
 async def _publish(omni: OmniActors, event: EventFile, wait: float | None, output: Format) -> Fate:
     """Publish, and wait for the result if that is wanted; raises CommandError for an event that lacks a part."""
     if event.topic is None:
@@ -142,6 +111,7 @@ async def _publish(omni: OmniActors, event: EventFile, wait: float | None, outpu
     task_id = await omni.publish(
         event.topic,
         event.payload.content,
+        task_id=event.task_id,
         webhook=event.payload.webhook,
         reply_to=event.payload.reply_to,
         correlation_id=event.correlation_id,
@@ -193,21 +163,3 @@ def _document(fate: Fate) -> dict[str, object]:
             "attempts": fate.failure.attempts,
         }
     return document
-
-
-def _json_or_text(text: str) -> object:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return text
-
-
-def _read_event(path: Path) -> EventFile:
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror}", ExitCode.USAGE) from error
-    try:
-        return msgspec.json.decode(data, type=EventFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CommandError(f"{path} is not an event in JSON: {error}", ExitCode.USAGE) from error

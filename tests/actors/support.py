@@ -1,12 +1,9 @@
-"""What the tests of actors share: small actors, a log of notices, and a cancel at every checkpoint."""
+"""What the tests of actors share: small actors and a log of notices; the cancel at every moment is the kit's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import trio
-from trio.testing import MockClock
 
 from omniactors import (
     Actor,
@@ -18,9 +15,22 @@ from omniactors import (
     Request,
     on,
 )
+from omniactors.testing import cancel_everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import trio
+
+__all__ = [
+    "HANG",
+    "Add",
+    "Boom",
+    "Counter",
+    "Hold",
+    "Leave",
+    "Notices",
+    "Total",
+    "cancel_everywhere",
+]
 
 HANG = 10_000.0
 """Virtual seconds after which a scenario counts as hanging."""
@@ -125,52 +135,3 @@ def _line(notice: object) -> str:
 
 def _name(path: str) -> str:
     return path.partition("/")[2]
-
-
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope before the n-th step that any task takes."""
-
-    def __init__(self, scope: trio.CancelScope, step: int) -> None:
-        self._scope = scope
-        self._left = step
-        self.has_fired = False
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Count down."""
-        if self._left == 0 and not self.has_fired:
-            self.has_fired = True
-            self._scope.cancel()
-        self._left -= 1
-
-
-def cancel_everywhere(scenario: Callable[[], Awaitable[None]], check: Callable[[], None] = lambda: None) -> int:
-    """Run `scenario` once per step with a cancellation before that step, until it is no longer reached.
-
-    After each run no task may be left, and `check` is called. A run that hangs fails. Returns the
-    number of runs. The scenario may end as it likes, but not with an error.
-    """
-    step = 0
-    while trio.run(_run_once, scenario, step, clock=MockClock(autojump_threshold=0)):
-        check()
-        step += 1
-    check()
-    return step
-
-
-async def _run_once(scenario: Callable[[], Awaitable[None]], step: int) -> bool:
-    trio.lowlevel.spawn_system_task(_watch)
-    await trio.testing.wait_all_tasks_blocked()
-    living = trio.lowlevel.current_statistics().tasks_living
-    scope = trio.CancelScope()
-    injector = _CancelAtStep(scope, step)
-    trio.lowlevel.add_instrument(injector)
-    with scope:
-        await scenario()
-    trio.lowlevel.remove_instrument(injector)
-    assert trio.lowlevel.current_statistics().tasks_living == living, f"tasks are left after a cancel at step {step}"
-    return injector.has_fired
-
-
-async def _watch() -> None:
-    await trio.sleep(HANG)
-    raise AssertionError("the scenario hangs")

@@ -329,7 +329,8 @@ def test_a_chain_of_asks() -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 100])
-def test_asks_end_though_the_tree_is_cancelled_and_the_askers_are_not(capacity: int) -> None:
+@pytest.mark.parametrize("shutdown", [0, 5])
+def test_asks_end_though_the_tree_is_cancelled_and_the_askers_are_not(capacity: int, shutdown: float) -> None:
     """91: each ask ends with a reply or with an error that is not a time limit's."""
     trail = Trail()
     ends: list[str] = []
@@ -346,17 +347,17 @@ def test_asks_end_though_the_tree_is_cancelled_and_the_askers_are_not(capacity: 
 
     async def scenario() -> None:
         async with trio.open_nursery() as nursery:
-            tree = subtree(ChildSpec(Counter, id="b", mailbox=Mailbox(capacity)), name="tree", intensity=OFTEN)
-            crew = pool(Counter, size=2, name="crew", intensity=OFTEN)
-            async with open_supervisor(tree, crew, intensity=OFTEN) as sup:
-                refs = [as_actor(sup.child("tree").value.child("b")), as_actor(sup.child("crew"))]
-                for ref in refs:
+            spec = ChildSpec(Counter, id="a", mailbox=Mailbox(capacity), shutdown=shutdown)
+            tree = subtree(spec, name="tree", intensity=OFTEN)
+            crew = pool(Counter, size=2, name="crew", intensity=OFTEN, shutdown=shutdown)
+            async with open_supervisor(tree, crew, spec, intensity=OFTEN) as sup:
+                for ref in map(as_actor, (sup.child("tree").value.child("a"), sup.child("crew"), sup.child("a"))):
                     for message in (Total(), Boom(), Total(), Add(), Total()):
                         nursery.start_soon(ask, ref, message)
                 await trio.sleep(1)
 
     assert cancel_everywhere(scenario, trail.settle) > 30
-    assert set(ends) == {"reply", "ActorStopped", "AskFailed"}
+    assert set(ends) == {"reply", "AskFailed", "ActorStopped"}
 
 
 def test_tells_that_wait_for_room() -> None:
@@ -570,7 +571,7 @@ def test_lifespans_with_nurseries_and_cancel_scopes(shutdown: float) -> None:
             ref = as_actor(sup.child("a"))
             await ref.tell(Boom())
             assert await ref.ask(Total()) == 0
-            await ref.stop()
+            await sup.child("b").stop()
 
     def check() -> None:
         ledger.settle()

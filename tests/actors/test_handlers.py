@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from omniactors import Actor, on, open_supervisor
+from omniactors import Actor, Request, on, open_supervisor
 from tests.actors.support import Add, Counter, Total
 
 if TYPE_CHECKING:
@@ -157,3 +157,81 @@ def test_an_actor_has_no_reference_in_init() -> None:
 
     with pytest.raises(RuntimeError, match="no ref or supervisor inside __init__"):
         Early()
+
+
+class Names(Request[list[str] | None]):
+    pass
+
+
+def test_a_handler_that_promises_another_reply_is_refused_at_import() -> None:
+    with pytest.raises(
+        TypeError, match=r"Liar\.total: Total promises a reply of type int, and the handler returns str"
+    ):
+
+        class Liar(Actor[Total]):
+            @on
+            async def total(self, _message: Total) -> str:
+                return "many"
+
+    with pytest.raises(
+        TypeError, match=r"Mute\.total: Total promises a reply of type int, and the handler returns None"
+    ):
+
+        class Mute(Actor[Total]):
+            @on
+            async def total(self, _message: Total) -> None:
+                pass
+
+    with pytest.raises(TypeError, match=r"Both\.total: .* returns int \| str"):
+
+        class Both(Actor[Total]):
+            @on
+            async def total(self, _message: Total) -> int | str:
+                return 1
+
+
+def test_replies_that_fit_are_taken() -> None:
+    class Honest(Actor[Total | Names]):
+        @on
+        async def total(self, _message: Total) -> bool:
+            return True
+
+        @on
+        async def names(self, _message: Names) -> list[str]:
+            return []
+
+    class Silent(Actor[Total]):
+        @on
+        async def total(self, _message: Total):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- says nothing
+            return 1
+
+    assert Honest.__handlers__.keys() == {Total, Names}
+    assert Silent.__handlers__.keys() == {Total}
+
+
+def test_a_handler_that_something_else_hides_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Sub\.total hides the handler Counter\.total, and is no async method"):
+
+        class Sub(Counter):
+            total = 3  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="Twice: the handler total is hidden by what follows"):
+
+        class Twice(Actor[Total]):
+            @on
+            async def total(self, _message: Total) -> int:
+                return 1
+
+            async def total(self, _message: Total) -> int:  # type: ignore[no-redef]  # noqa: F811 -- the point
+                return 2
+
+    with pytest.raises(TypeError, match="Thrice: the handler total is hidden"):
+
+        class Thrice(Actor[Total | Add]):
+            @on(Total)
+            async def total(self, _message: Total) -> int:
+                return 1
+
+            @on(Add)
+            async def total(self, _message: Add) -> None:  # type: ignore[no-redef]  # noqa: F811 -- the point
+                pass

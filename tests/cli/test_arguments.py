@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from omniactors.cli.events import parse_content
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -47,6 +49,10 @@ def test_what_typer_refuses_exits_2_and_keeps_stdout_clean(cli: Cli, arguments: 
         ("[]", "event.json is not an event in JSON: Expected `object`, got `array`"),
         ('{"topic": 1}', "Expected `str | null`, got `int` - at `$.topic`"),
         ('{"topic": "t"}', "an event needs content"),
+        ('{"topic": "t", "tpoic": 1, "b": 2}', "event.json has unknown fields: b, tpoic; allowed are topic, payload, "),
+        ('{"payload": {"contents": 1}}', "the payload in event.json has unknown fields: contents; allowed are content"),
+        ('{"id": "a", "task_id": "b"}', "event.json has two ids"),
+        ('{"id": 7}', "Expected `str | null`, got `int` - at `$.id`"),
     ],
 )
 def test_a_payload_file_that_is_no_event_is_refused(cli: Cli, tmp_path: Path, text: str, sentence: str) -> None:
@@ -54,6 +60,70 @@ def test_a_payload_file_that_is_no_event_is_refused(cli: Cli, tmp_path: Path, te
     done = cli("task", "publish", "--payload-file", "event.json")
     assert (done.code, done.stdout) == (2, "")
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"a": 1', "Expecting ',' delimiter, line 1 column 8"),
+        ("\n [1,\n  x]", "Expecting value, line 3 column 3"),
+        ('"abc', "Unterminated string starting, line 1 column 1"),
+        ('"a" or "b"', "Extra data, line 1 column 5"),
+        ('{"a": NaN}', "NaN has no form in it, invalid character (byte 6)"),
+        ("NaN", "NaN has no form in it"),
+        ("Infinity", "Infinity has no form in it"),
+        ("-Infinity", "-Infinity has no form in it"),
+        ("[1e999]", "Number out of range - at `$[0]`"),
+        ("[" * 100_000, "maximum recursion depth"),
+    ],
+)
+def test_content_that_was_meant_as_json_and_is_none_is_refused(cli: Cli, text: str, sentence: str) -> None:
+    done = cli("task", "publish", "--topic", "t", "--content", text)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --content is no JSON: ")
+    assert sentence in done.stderr
+    assert "to send it as text, make it a JSON string" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain words", "plain words"),
+        ("12 monkeys {", "12 monkeys {"),
+        ("nan", "nan"),
+        ("-", "-"),
+        ("", ""),
+        ('"{not json"', "{not json"),
+        (" [1, null] ", [1, None]),
+    ],
+)
+def test_content_is_json_or_plain_words(text: str, value: object) -> None:
+    assert parse_content(text) == value
+
+
+def test_content_of_broken_bytes_is_refused(cli: Cli) -> None:
+    done = cli("task", "publish", "--topic", "t", "--content", "a\udcff")
+    assert (done.code, done.stderr) == (2, "error: --content is not UTF-8 at character 1\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("task", "publish", "--topic", "t", "--content", "1"),
+        ("task", "result", "--task-id", "x"),
+        ("agent", "list"),
+        ("streams", "list"),
+        ("bus", "dlq", "--topic", "t"),
+        ("watch",),
+    ],
+)
+def test_a_store_in_memory_is_refused_where_it_would_be_empty(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments, OMNIACTORS_URL="memory://")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: memory:// (from OMNIACTORS_URL) is a store inside one process")
+    assert "use sqlite:///FILE" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [("info",), ("task", "publish", "--topic", "t", "--content", "1")])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from tests.cli.command import Finished, command, omniactors, running
+from tests.cli.command import Finished, command, into_closed_pipe, omniactors, running, standing, started
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.cli.conftest import Cli
@@ -30,6 +32,14 @@ class Echo(Agent, topic="echo", name="echo"):
     async def handle(self, event):
         content = event.payload.content
         return [content, event.correlation_id, event.causation_id, event.source, event.tenant_id]
+
+class Count(Agent, topic="count", name="count"):
+    counts = {}
+
+    async def handle(self, event):
+        content = event.payload.content
+        self.counts[content] = self.counts.get(content, 0) + 1
+        return [content, self.counts[content]]
 
 class Void(Agent, topic="void", name="void"):
     async def handle(self, event):
@@ -54,6 +64,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a runner that serves many tests."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "agents.py").write_text(AGENTS)
+    with standing(folder, "agents"):
+        yield folder
+
+
+@pytest.fixture
+def store(shared: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Commands on the shared runner's store, from another process than the runner's."""
+    monkeypatch.chdir(shared)
+    return cli
+
+
 async def wait_for(path: Path) -> None:
     with trio.fail_after(20):
         while not await trio.Path(path).exists():  # noqa: ASYNC110 -- another process makes the file
@@ -63,58 +89,82 @@ async def wait_for(path: Path) -> None:
 async def test_an_event_published_before_the_runner_is_handled_by_it(folder: Path) -> None:
     published = await command(folder, "task", "publish", "-t", "greet.user", "-c", '{"name": "Alice"}', "-f", "json")
     task_id = published.document()["task_id"]
-    async with running(folder, "agents.py"):
+    async with running(folder, "agents.py") as runner:
+        assert runner.document["agents"] == ["broken", "count", "echo", "greeter", "patient", "void"]
         done = await command(folder, "task", "result", "--task-id", task_id, "--wait", "20", "--format", "json")
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.ended() == 0
     assert done.code == 0
     assert done.document() == {"task_id": task_id, "status": "success", "result": {"greeting": "Hello Alice"}}
+    lines = runner.log.read_text().splitlines()
+    assert all(line.startswith("omniactors: ") for line in lines)
+    assert f"of {folder}/agents.py: broken, count, echo" in lines[1]
+    assert lines[-1] == "omniactors: stopped"
 
 
-async def test_every_option_of_publish_reaches_the_agent(folder: Path) -> None:
-    (folder / "event.json").write_text('{"topic": "none", "payload": {"content": "file"}, "source": "file"}')
+def test_every_option_of_publish_reaches_the_agent(store: Cli, shared: Path) -> None:
+    (shared / "event.json").write_text('{"topic": "none", "payload": {"content": "file"}, "source": "file"}')
     ids = ("--correlation-id", "c", "--causation-id", "k", "--tenant-id", "t")
-    async with running(folder, "agents"):
-        text = await command(folder, "task", "publish", "-t", "echo", "-c", "just text", *ids, "--wait", "20")
-        assert json.loads(text.stdout) == ["just text", "c", "k", None, "t"]
-        file = await command(
-            folder, "task", "publish", "--payload-file", "event.json", "-t", "echo", "--wait", "20", "-f", "json"
-        )
-        assert file.document()["result"] == ["file", None, None, "file", None]
+    text = store("task", "publish", "-t", "echo", "-c", "just text", *ids, "--wait", "20")
+    assert json.loads(text.stdout) == ["just text", "c", "k", None, "t"]
+    file = store("task", "publish", "--payload-file", "event.json", "-t", "echo", "--wait", "20", "-f", "json")
+    assert file.document()["result"] == ["file", None, None, "file", None]
 
 
-async def test_a_null_result_is_a_result(folder: Path) -> None:
-    async with running(folder, "agents.py"):
-        published = await command(folder, "task", "publish", "-t", "void", "-c", "1", "--wait", "20", "-f", "json")
-        assert (published.code, published.document()["status"]) == (0, "success")
-        again = await command(folder, "task", "result", "--task-id", published.document()["task_id"])
-        assert (again.code, again.stdout) == (0, "null\n")
+@pytest.mark.parametrize("name", ["id", "task_id"])
+def test_an_event_file_with_an_id_is_published_once(store: Cli, shared: Path, name: str) -> None:
+    event = {"topic": "count", "payload": {"content": name}, name: f"my-{name}", "source": "file"}
+    # As OmniDaemon writes them; both are the store's own.
+    (shared / "event.json").write_text(json.dumps(event | {"created_at": 1.5, "delivery_attempts": 3}))
+    publish = ("task", "publish", "--payload-file", "event.json", "--wait", "20", "-f", "json")
+    first = store(*publish).document()
+    assert first == {"task_id": f"my-{name}", "status": "success", "result": [name, 1]}
+    assert store(*publish).document() == first
+    other = store(*publish, "--task-id", f"other-{name}").document()
+    assert other == {"task_id": f"other-{name}", "status": "success", "result": [name, 2]}
 
 
-async def test_a_failed_task_is_told_and_found_among_the_dead(folder: Path) -> None:
-    async with running(folder, "agents.py"):
-        done = await command(folder, "task", "publish", "-t", "broken", "-c", "1", "--wait", "20")
-        assert (done.code, done.stdout) == (1, "")
-        assert "failed at agent 'broken' after 1 attempts: my own words" in done.stderr
-        (letter,) = (await command(folder, "streams", "dlq", "--topic", "broken", "-f", "json")).document()
-        assert (letter["error_type"], letter["error"], letter["agent"]) == ("ValueError", "my own words", "broken")
-        text = await command(folder, "bus", "dlq", "--topic", "broken")
-        assert "ValueError: my own words" in text.stdout
-        (stream,) = [
-            one
-            for one in (await command(folder, "streams", "list", "-f", "json")).document()
-            if one["topic"] == "broken"
-        ]
-        assert stream["groups"][0]["dead"] == 1
+def test_a_null_result_is_a_result(store: Cli) -> None:
+    published = store("task", "publish", "-t", "void", "-c", "1", "--wait", "20", "-f", "json")
+    assert (published.code, published.document()["status"]) == (0, "success")
+    again = store("task", "result", "--task-id", published.document()["task_id"])
+    assert (again.code, again.stdout) == (0, "null\n")
 
 
-async def test_agents_are_listed_in_every_layout(folder: Path) -> None:
-    async with running(folder, "agents.py") as runner:
-        assert runner.document["agents"] == ["broken", "echo", "greeter", "patient", "void"]
-    topics = (await command(folder, "agent", "list", "--format", "json")).document()
+def test_a_failed_task_is_told_and_found_among_the_dead(store: Cli) -> None:
+    done = store("task", "publish", "-t", "broken", "-c", "1", "--wait", "20")
+    assert (done.code, done.stdout) == (1, "")
+    assert "failed at agent 'broken' after 1 attempt: my own words" in done.stderr
+    (letter,) = store("streams", "dlq", "--topic", "broken", "-f", "json").document()
+    assert (letter["error_type"], letter["error"], letter["agent"]) == ("ValueError", "my own words", "broken")
+    assert "ValueError: my own words" in store("bus", "dlq", "--topic", "broken").stdout
+    (stream,) = [one for one in store("streams", "list", "-f", "json").document() if one["topic"] == "broken"]
+    assert stream["groups"][0]["dead"] == 1
+
+
+def test_agents_are_listed_in_every_layout(store: Cli) -> None:
+    topics = store("agent", "list", "--format", "json").document()
     assert [agent["name"] for agent in topics["greet.user"]] == ["greeter"]
     for layout in ("tree", "table", "compact"):
-        done = await command(folder, "agent", "list", "--format", layout)
+        done = store("agent", "list", "--format", layout)
         assert done.code == 0
         assert {"greet.user", "greeter"} <= set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("streams", "list"), ("agent", "list"), ("agent", "list", "-f", "table"), ("streams", "list", "-f", "json")],
+)
+def test_a_command_ends_quietly_when_nobody_reads_it(shared: Path, arguments: tuple[str, ...]) -> None:
+    assert into_closed_pipe(shared, *arguments) == Finished(141, "", "")
+
+
+async def test_a_runner_goes_on_when_nobody_reads_its_notices(folder: Path) -> None:
+    async with running(folder, "agents.py", stderr=subprocess.PIPE) as runner:
+        assert runner.process.stderr is not None
+        await runner.process.stderr.aclose()
+        runner.process.send_signal(signal.SIGINT)
+        assert await runner.ended() == 0
 
 
 @pytest.mark.parametrize(
@@ -162,25 +212,18 @@ async def test_watch_finds_the_gateway_by_itself_and_ends_with_it(folder: Path) 
         assert (refused.code, refused.stdout) == (3, "")
         assert "it wants another token" in refused.stderr
 
-        watched: list[Finished] = []
-
-        async def watch() -> None:
-            arguments = ("watch", "--types", "task.completed", "-f", "json")
-            watched.append(await command(folder, *arguments, OMNIACTORS_TOKEN="s3cret"))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            # It says on stderr when it watches, but that is read only at its end: so publish until one must be seen.
-            for _ in range(4):
-                await command(folder, "task", "publish", "-t", "void", "-c", "1", "--wait", "20")
+        async with started(
+            folder, "watch", "--types", "task.completed", "-f", "json", OMNIACTORS_TOKEN="s3cret"
+        ) as watch:
+            await watch.logged("watching 127.0.0.1:")
+            await command(folder, "task", "publish", "-t", "void", "-c", "1", "--wait", "20")
             runner.process.send_signal(signal.SIGINT)
             assert await runner.ended() == 0
-    (done,) = watched
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert events
-    assert {event["event_type"] for event in events} == {"task.completed"}
-    assert done.code == 0
-    assert "the stream ended" in done.stderr
+            assert await watch.ended() == 0
+            await watch.logged("the stream ended")
+            assert watch.process.stdout is not None
+            event = json.loads(await watch.process.stdout.receive_some())
+    assert (event["event_type"], event["data"]["agent"]) == ("task.completed", "void")
 
 
 async def test_a_busy_port_exits_3(folder: Path) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
 from omniactors.events.event import Event
 from omniactors.gateway.protocol import Bye, Gap, batches, encode_event, write_frame
-from tests.cli.command import Finished, omniactors
+from tests.cli.command import Finished, into_closed_pipe, omniactors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from tests.cli.conftest import Cli
@@ -28,9 +28,14 @@ FRAMES = (
 
 
 async def watch(
-    folder: Path, *arguments: str, frames: Sequence[str] = FRAMES, **extra: str
+    folder: Path,
+    *arguments: str,
+    frames: Sequence[str] = FRAMES,
+    start: Callable[..., Finished] = omniactors,
+    then: Callable[[WebSocketConnection], Awaitable[object]] = WebSocketConnection.aclose,
+    **extra: str,
 ) -> tuple[Finished, list[str]]:
-    """How `watch` ended against a server that sends `frames` and closes; and what the server was asked."""
+    """How `watch` ended against a server that sends `frames` and then closes, or does `then`; what it was asked."""
     asked: list[str] = []
 
     async def serve(request: WebSocketRequest) -> None:
@@ -40,7 +45,7 @@ async def watch(
         try:
             for frame in frames:
                 await socket.send_message(frame)
-            await socket.aclose()
+            await then(socket)
         except ConnectionClosed:
             pass
 
@@ -50,7 +55,7 @@ async def watch(
             url = f"http://127.0.0.1:{server.port}"
 
             def call() -> Finished:
-                return omniactors(folder, "watch", "--url", url, *arguments, **extra)
+                return start(folder, "watch", "--url", url, *arguments, **extra)
 
             done = await trio.to_thread.run_sync(call)
             nursery.cancel_scope.cancel()
@@ -72,6 +77,16 @@ async def test_json_is_one_document_a_line(tmp_path: Path) -> None:
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event_type"] for event in events] == ["task.completed", "bus.gap"]
     assert events[0]["data"] == {"agent": "greeter"}
+
+
+@pytest.mark.parametrize("layout", ["text", "json"])
+async def test_it_ends_quietly_when_nobody_reads_it(tmp_path: Path, layout: str) -> None:
+    wait_for_close = WebSocketConnection.get_message
+    arguments = ("--format", layout)
+    done, _ = await watch(tmp_path, *arguments, frames=FRAMES[:1], start=into_closed_pipe, then=wait_for_close)
+    assert done.code == 141
+    assert done.stderr.startswith("watching 127.0.0.1:")
+    assert done.stderr.count("\n") == 1
 
 
 async def test_types_run_and_token_travel(tmp_path: Path) -> None:
