@@ -108,7 +108,7 @@ def _visible(cls: type, base: type, name: str) -> Any:  # noqa: ANN401 -- any at
     An async method that overrides a handler handles the same messages, marked or not.
     """
     handler = getattr(cls, name)
-    if not inspect.iscoroutinefunction(handler):
+    if handler is not vars(base).get(name) and not inspect.iscoroutinefunction(handler):
         raise TypeError(f"{cls.__name__}.{name} hides the handler {base.__name__}.{name}, and is no async method")
     return handler
 

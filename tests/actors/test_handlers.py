@@ -232,6 +232,6 @@ def test_a_handler_that_something_else_hides_is_refused() -> None:
             async def total(self, _message: Total) -> int:
                 return 1
 
-            @on(Add)
-            async def total(self, _message: Add) -> None:  # type: ignore[no-redef]  # noqa: F811 -- the point
+            @on(Add)  # type: ignore[no-redef]
+            async def total(self, _message: Add) -> None:  # noqa: F811 -- the point
                 pass
