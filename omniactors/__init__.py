@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omniactors.actors.actor import Actor
     from omniactors.actors.dynamic import DynamicSupervisor
+    from omniactors.actors.inspection import ChildInfo, MailboxInfo, PastExit
     from omniactors.actors.mailbox import Mailbox
     from omniactors.actors.messages import Request, on
     from omniactors.actors.notices import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         ChildStuck,
         MessagesLost,
         SupervisorGaveUp,
+        TreeReport,
     )
     from omniactors.actors.pool import pool
     from omniactors.actors.poolrefs import BroadcastRef, MemberStatistics, PoolRef, PoolStatistics
@@ -112,6 +114,7 @@ __all__ = [
     "ChildCounts",
     "ChildError",
     "ChildExited",
+    "ChildInfo",
     "ChildNotFound",
     "ChildRef",
     "ChildRestartScheduled",
@@ -143,12 +146,14 @@ __all__ = [
     "Intensity",
     "Mailbox",
     "MailboxFull",
+    "MailboxInfo",
     "MemberStatistics",
     "MessagesLost",
     "NameTaken",
     "NoReply",
     "OmniActors",
     "OmniActorsError",
+    "PastExit",
     "PayloadBase",
     "PoolRef",
     "PoolStatistics",
@@ -178,6 +183,7 @@ __all__ = [
     "Timers",
     "TooManyChildren",
     "TooManySubscribers",
+    "TreeReport",
     "UnhandledMessage",
     "on",
     "open_supervisor",
@@ -192,11 +198,12 @@ __all__ = [
 _NAMES_BY_HOME = {
     "omniactors.actors.actor": "Actor",
     "omniactors.actors.dynamic": "DynamicSupervisor",
+    "omniactors.actors.inspection": "ChildInfo MailboxInfo PastExit",
     "omniactors.actors.mailbox": "Mailbox",
     "omniactors.actors.messages": "Request on",
     "omniactors.actors.notices": (
         "ChildExited ChildRestartScheduled ChildStartFailed ChildStarted ChildStopped ChildStuck MessagesLost "
-        "SupervisorGaveUp"
+        "SupervisorGaveUp TreeReport"
     ),
     "omniactors.actors.pool": "pool",
     "omniactors.actors.poolrefs": "BroadcastRef MemberStatistics PoolRef PoolStatistics",

@@ -244,6 +244,10 @@ class ActorChild:
             raise RuntimeError("an ActorChild gets its queue with its slot")
         return self._queue
 
+    def forget_arguments(self) -> None:
+        """Keep the arguments no longer; the actor itself may."""
+        self._args = ()
+
     def run_begins(self) -> None:
         """Take messages."""
         self.queue.open()

@@ -363,6 +363,8 @@ class Control:
 
     def _close_followers(self) -> None:
         """Leave down whoever was to be restarted together with a child that will not be, now it was stopped."""
+        if self.flags.strategy == "one_for_one":
+            return
         slots = self.roster.in_order()
         leaders = [item.slot for item in self._inbox if isinstance(item, _Retry) and item.is_current]
         leaders += self.keeper.schedule.put_off_now()

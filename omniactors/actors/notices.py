@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from omniactors.actors.inspection import ChildInfo
     from omniactors.actors.rules import ExitReason
 
 
@@ -80,6 +81,14 @@ class MessagesLost:
     count: int
 
 
+@dataclass(frozen=True)
+class TreeReport:
+    """What a tree is doing, because somebody asked for it with `Supervisor.report`."""
+
+    path: str
+    tree: ChildInfo
+
+
 Notice = (
     ChildStarted
     | ChildStopped
@@ -89,4 +98,5 @@ Notice = (
     | SupervisorGaveUp
     | ChildStuck
     | MessagesLost
+    | TreeReport
 )

@@ -164,7 +164,7 @@ class PoolChild:
         if route == "shared":
             return SharedQueue(self._mailbox, place, on_lost)
         kind = BroadcastQueue if route == "broadcast" else RoutedQueue
-        chosen = chooser(route, self.described.key, random.randrange)
+        chosen = chooser(route, self.described.key, random.randrange)  # noqa: S311 -- a route, not a secret
         return kind(self._mailbox, place, on_lost, chosen)
 
     async def run(self, slot: Slot, status: Incarnation) -> None:
@@ -185,6 +185,9 @@ class PoolChild:
     def _stop(self, supervisor: Supervisor) -> None:
         self.team.refuse()
         supervisor.request_stop()
+
+    def forget_arguments(self) -> None:
+        """Nothing to forget: its actors are restarted with them."""
 
     def run_begins(self) -> None:
         """Take messages."""

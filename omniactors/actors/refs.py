@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from omniactors.actors.controls import Control
+    from omniactors.actors.inspection import ChildInfo
     from omniactors.actors.mailbox import MailboxQueue
     from omniactors.actors.messages import HandlerTable, Request
     from omniactors.actors.registry import Registry
@@ -100,6 +101,10 @@ class ChildRef:
         """Cancel the child without grace; it is not restarted. Returns when it has ended."""
         await self._slot.stop_now()
 
+    def inspect(self) -> ChildInfo:
+        """What the child is doing at this moment, with everything below it; see `ChildInfo`."""
+        return self._slot.inspect()
+
     def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
         """Have `told` called with the reason when the present incarnation ends; at once if none is alive.
 
@@ -176,6 +181,11 @@ class ActorRef(ChildRef, Generic[M_contra]):
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_effective_deadline()
         return await self._queue.wait_for_reply(Ask(message, trio.lowlevel.current_task(), deadline, current_place()))
+
+    @property
+    def queue(self) -> MailboxQueue:
+        """Where its messages wait: for inspection, not for sending."""
+        return self._queue
 
     @property
     def from_thread(self) -> ThreadRef[M_contra]:

@@ -14,10 +14,15 @@ from omniactors.actors.waiting import Place
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from omniactors.actors.inspection import ChildInfo
     from omniactors.actors.notices import Notice
     from omniactors.actors.refs import ChildRef, Status
     from omniactors.actors.registry import Registry
     from omniactors.actors.specs import ChildSpec
+
+
+HISTORY = 5
+"""Exits of a child that are remembered for inspection."""
 
 
 class SlotOwner(Protocol):
@@ -42,6 +47,10 @@ class SlotOwner(Protocol):
         """Tell the world."""
         ...
 
+    def inspect_slot(self, slot: Slot) -> ChildInfo:
+        """What the slot's child is doing."""
+        ...
+
     async def stop_slot(self, slot: Slot) -> None:
         """Stop the slot's child for good, with its grace time."""
         ...
@@ -57,8 +66,10 @@ class Slot:
     __slots__ = (
         "_stopped",
         "child",
+        "crashes",
         "failures",
         "generation",
+        "history",
         "id",
         "incarnation",
         "path",
@@ -86,6 +97,9 @@ class Slot:
         """Goes up with every start and stop, so that a restart that was put off knows it is outdated."""
         self.failures = 0
         """Crashes in a row, for the backoff."""
+        self.crashes = 0
+        self.history: tuple[tuple[float, int, str], ...] = ()
+        """The last exits: when in trio's time, of which incarnation, and why as text, which keeps no frames alive."""
         self.ready_at: float | None = None
         """When this incarnation became ready, in trio's time."""
         self._stopped: trio.Event | None = None
@@ -117,12 +131,17 @@ class Slot:
         """The incarnation has reported that it is ready."""
         self.state = "running"
         self.ready_at = now
+        if self.spec.restart == "temporary":  # as OTP: it is never started again
+            self.spec = self.spec.without_arguments()
+            self.child.forget_arguments()
 
     def end(self, reason: ExitReason) -> None:
         """The incarnation has ended; what follows is not decided yet."""
         self.generation += 1
         self.reason = reason
         self.run = None
+        self.crashes += reason.kind == "crash"
+        self.history = (*self.history[1 - HISTORY :], (trio.current_time(), self.incarnation, str(reason)))
         self.child.run_ended(reason)
 
     def restarting(self) -> None:
@@ -140,6 +159,10 @@ class Slot:
         if self._stopped is not None:
             self._stopped.set()
             self._stopped = None
+
+    def inspect(self) -> ChildInfo:
+        """As `ChildRef.inspect`."""
+        return self.supervisor.inspect_slot(self)
 
     def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
         """Have `told` called when the present incarnation ends, at once when none is alive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,6 +39,10 @@ class Child(Protocol):
 
     async def run(self, slot: Slot, status: Incarnation) -> object:
         """One run, from start to end; calls `status.started()` when the child is ready."""
+        ...
+
+    def forget_arguments(self) -> None:
+        """The present run is the last: what only another would need may go."""
         ...
 
     def run_begins(self) -> None:
@@ -112,8 +117,19 @@ class ChildSpec:
         if self.backoff is not None and not isinstance(self.backoff, Backoff):
             raise TypeError(f"backoff must be a Backoff, not {self.backoff!r}")
 
+    def without_arguments(self) -> ChildSpec:
+        """A copy for the record: it tells all but the arguments, and nothing can be started from it."""
+        spec = copy(self)
+        spec.args = ()
+        spec.child_factory = _no_child
+        return spec
+
     def __repr__(self) -> str:
         return f"<ChildSpec {self.name} id={self.id!r} {self.restart} shutdown={self.shutdown:g}>"
+
+
+def _no_child() -> Child:
+    raise RuntimeError("the arguments of a temporary child are not kept, so it cannot be started again")
 
 
 @dataclass(frozen=True)
@@ -186,6 +202,10 @@ class FunctionChild:
             return await self._function(*self._args, task_status=status)
         status.started()
         return await self._function(*self._args)
+
+    def forget_arguments(self) -> None:
+        """Keep the arguments no longer; the function itself may."""
+        self._args = ()
 
     def run_begins(self) -> None:
         """Nothing to prepare: a function has no mailbox."""

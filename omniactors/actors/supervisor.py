@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 
 import trio
 
+from omniactors.actors.cell import MESSAGE_LOOP
 from omniactors.actors.commands import ActionCommand, StartCommand, StopCommand
 from omniactors.actors.control import Control
+from omniactors.actors.inspection import ChildInfo, describe_child
 from omniactors.actors.keeper import kill
+from omniactors.actors.notices import TreeReport
 from omniactors.actors.registry import Names, Registry
 from omniactors.actors.rules import crash_part
 from omniactors.actors.specs import as_spec
@@ -125,11 +128,13 @@ class Supervisor:
         """Have the children stopped, and wait for it; never longer than `stop_deadline` and what cannot be killed."""
         control.leave_body()
         with trio.CancelScope(shield=True), self._waiting():
-            with trio.move_on_after(self.flags.stop_deadline):
-                await control.ended.wait()
-            if not control.ended.is_set():
-                control.stop_now()
-                await control.ended.wait()
+            try:
+                with trio.move_on_after(self.flags.stop_deadline):
+                    await control.ended.wait()
+            finally:
+                if not control.ended.is_set():  # it took too long, or this is a second Ctrl-C
+                    control.stop_now()
+            await control.ended.wait()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -192,6 +197,32 @@ class Supervisor:
         kinds = Counter(slot.child.kind for slot in slots)
         active = sum(slot.state in ("running", "stopping") for slot in slots)
         return ChildCounts(len(slots), active, kinds["supervisor"], kinds["worker"])
+
+    def tree(self) -> ChildInfo:
+        """What the whole tree is doing at this moment: statuses, mailboxes, messages in hand, waits, stacks, exits.
+
+        A frozen value that prints as a tree; `ChildRef.inspect` gives one child's part of it. Costs
+        time in proportion to the children.
+        """
+        control = self._control
+        return ChildInfo(
+            path=self.path,
+            kind="supervisor",
+            status="running" if control.is_open and not control.ended.is_set() else "stopped",
+            incarnation=1,
+            strategy=self.flags.strategy,
+            limit=str(self.flags.intensity),
+            restarts=control.keeper.schedule.count(trio.current_time()),
+            children=tuple(self.inspect_slot(slot) for slot in control.roster.in_order()),
+        )
+
+    def report(self) -> None:
+        """Give the tree to whoever watches it, as a `TreeReport`."""
+        self.emit(TreeReport(self.path, self.tree()))
+
+    def inspect_slot(self, slot: Slot) -> ChildInfo:
+        """As `ChildRef.inspect`, by slot."""
+        return describe_child(slot, MESSAGE_LOOP)
 
     def places(self) -> list[Place]:
         """Where the children stand in the wait-for graph, in start order."""

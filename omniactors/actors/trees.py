@@ -161,6 +161,9 @@ class TreeChild:
         """One life of the supervisor."""
         await run_nested(self._make(slot), status, lambda supervisor: supervisor.request_stop())
 
+    def forget_arguments(self) -> None:
+        """Nothing to forget: a supervisor restarts its own children."""
+
     def run_begins(self) -> None:
         """Nothing to prepare: a supervisor has no mailbox."""
 

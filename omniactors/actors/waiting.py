@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 class Place:
     """A node of the graph. One that has neither `waits_for` nor `any_of` goes on by itself."""
 
-    __slots__ = ("any_of", "give_up", "is_over", "member_of", "parent", "path", "waits_for")
+    __slots__ = ("any_of", "give_up", "is_over", "member_of", "parent", "path", "since", "waits_for")
 
     def __init__(self, path: str, parent: Place | None = None) -> None:
         self.path = path
         self.parent = parent
         """What this place is inside of: a child's supervisor, a supervisor's own place as a child."""
         self.waits_for: Place | None = None
+        self.since = 0.0
+        """Since when, in trio's time."""
         self.any_of: Sequence[Place] = ()
         """A pool's actors: it waits only while all of them do that are not over."""
         self.member_of: Place | None = None
@@ -40,6 +42,7 @@ class Place:
     def wait_for(self, target: Place, give_up: Callable[[DeadlockError], None] | None = None) -> None:
         """Note that this place waits for `target`; raises DeadlockError, and notes nothing, if that closes a ring."""
         self.waits_for = target
+        self.since = trio.current_time()
         if target.waits_for is None and not target.any_of and target is not self:
             self.give_up = give_up
             return
@@ -56,6 +59,7 @@ class Place:
     def hold(self, target: Place) -> None:
         """Note that this place waits for `target` and cannot do otherwise; a wait that so became hopeless is failed."""
         self.waits_for = target
+        self.since = trio.current_time()
         if target.waits_for is not None or target.any_of or target is self:
             self.break_ring()
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from omniactors.actors.inspection import ChildInfo
 from omniactors.agents.attempt import task_event
 from omniactors.events.event import Event
 
@@ -95,6 +96,8 @@ def _described(notice: Notice) -> tuple[str, dict[str, Any]]:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, ChildInfo):
+        return value.as_dict()
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, int | float) else str(value)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
+import typing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from omniactors import Actor, Agent
+from omniactors import Actor, Agent, on
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,7 +54,7 @@ def _is_one_of(member: object, handlers: set[Handler]) -> bool:
     return isinstance(member, types.FunctionType) and member in handlers
 
 
-def _hooks(actor: type[Actor[Any]], plan: FaultPlan) -> dict[str, Callable[..., Awaitable[None]]]:
+def _hooks(actor: type[Actor[Any]], plan: FaultPlan) -> dict[str, Callable[..., Any]]:
     async def on_start(self: Actor[Any]) -> None:
         await plan.strike("start", self)
         await actor.on_start(self)
@@ -62,17 +64,29 @@ def _hooks(actor: type[Actor[Any]], plan: FaultPlan) -> dict[str, Callable[..., 
         await actor.on_stop(self, reason)
 
     def become(self: Actor[Any], *handlers: Callable[[Any], Awaitable[Any]]) -> None:
-        actor.become(self, *handlers)  # which checks them, and settles their types
+        actor.become(self, *handlers)  # which checks them
         if handlers:
-            actor.become(self, *(_around(_function(handler), plan).__get__(self) for handler in handlers))
+            actor.become(self, *(_become_faulty(handler, plan) for handler in handlers))
 
     return {"on_start": on_start, "on_stop": on_stop, "become": become}
 
 
-def _function(handler: Callable[[Any], Awaitable[Any]]) -> Handler:
-    """The function of a bound method, without the faults if it has them already."""
-    function: Handler = getattr(handler, "__func__", handler)
-    return getattr(function, "__wrapped__", function) if hasattr(function, FAULTY) else function
+def _become_faulty(handler: Any, plan: FaultPlan) -> Callable[[Any], Awaitable[Any]]:  # noqa: ANN401 -- a bound method
+    """A method that `become` takes, with the faults, unless it is a handler of the class and has them already."""
+    bound: Callable[[Any], Awaitable[Any]] = handler
+    if not hasattr(handler.__func__, FAULTY):
+        kinds = _message_types(handler.__func__, type(handler.__self__))
+        bound = types.MethodType(on(*kinds)(_around(handler.__func__, plan)), handler.__self__)
+    return bound
+
+
+def _message_types(function: types.FunctionType, cls: type) -> list[type]:
+    """What the annotation of the one parameter says, read where the function stands."""
+    name = list(inspect.signature(function).parameters)[1]
+    alone = types.SimpleNamespace(__annotations__={name: function.__annotations__[name]})
+    hint = typing.get_type_hints(alone, function.__globals__, dict(vars(cls)))[name]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if is_union else [hint])]
 
 
 def _around(handler: Handler, plan: FaultPlan) -> Handler:

@@ -130,7 +130,7 @@ def _probe_class(accepts: tuple[type, ...]) -> type[Actor[Any]]:
             self._inbox = inbox
 
         @on(*(kinds or [object]))
-        async def take(self, message: object) -> object:
+        async def take(self, message: object) -> Any:  # noqa: ANN401 -- the reply to any request
             return await self._inbox.take(message)
 
     return Probe

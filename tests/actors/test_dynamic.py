@@ -291,6 +291,6 @@ def test_bad_pools_are_refused() -> None:
         with pytest.raises(ValueError, match="size must be"):
             pool(Counter, size=size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="route must be"):
-        pool(Counter, size=1, route="random")  # type: ignore[arg-type]
+        pool(Counter, size=1, route="nearest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="given to pool"):
         ChildSpec(pool(Counter, size=1), 3)

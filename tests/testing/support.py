@@ -68,6 +68,25 @@ class Counter(Actor[Add | Total | Nap | Boom]):
         raise ValueError("boom")
 
 
+class Moody(Counter):
+    """Handles Add by another method once it has had a Nap."""
+
+    async def on_start(self) -> None:
+        self.start_soon(self._beat)
+
+    async def _beat(self) -> None:
+        for _ in range(1000):
+            await trio.sleep(7)
+
+    @on
+    async def nap(self, message: Nap) -> None:
+        self.become(self.add_slowly)
+
+    async def add_slowly(self, message: Add) -> None:
+        await trio.sleep(100)
+        self.sum += 10 * message.amount
+
+
 def actor(supervisor: Supervisor, child_id: str) -> ActorRef[Any]:
     """A child that is an actor."""
     ref = supervisor.child(child_id)

@@ -42,7 +42,7 @@ from omniactors.testing import (
     faulty,
     wait_idle,
 )
-from tests.testing.support import Add, AddTwice, Counter, Nap, Total, actor
+from tests.testing.support import Add, AddTwice, Counter, Moody, Nap, Total, actor
 
 if TYPE_CHECKING:
     from omniactors.testing.faults import Action
@@ -269,3 +269,15 @@ async def test_an_agent_fails_the_events_that_the_plan_says() -> None:
         await omni.shutdown()
     assert [done.message.payload.content for done in plan.log if isinstance(done.message, EventEnvelope)] == [1, 2, 2]
     assert plan.log[0].incarnation == plan.log[-1].incarnation == 1
+
+
+async def test_faults_follow_what_an_actor_became(autojump_clock: MockClock) -> None:
+    plan = FaultPlan(at_message(Delay(5), nth=None, of=Add))
+    async with open_supervisor(faulty(Moody, plan)) as sup:
+        moody = actor(sup, "Moody-1")
+        for message in (Add(1), Nap(0), Add(1), Nap(0), Add(1)):
+            moody.tell_nowait(message)
+        await wait_idle(sup)
+        assert trio.current_time() == 5 + 105 + 105
+        assert await moody.ask(Total()) == 21
+    assert [done.nth for done in plan.log] == [1, 2, 3]

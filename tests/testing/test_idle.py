@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from omniactors import Backoff, ChildSpec, DynamicSupervisor, Intensity, on, open_supervisor, pool, subtree
+from omniactors import ActorRef, Backoff, ChildSpec, DynamicSupervisor, Intensity, open_supervisor, pool, subtree
 from omniactors.testing import (
     Crash,
-    Delay,
     FaultPlan,
     Hang,
     Notices,
@@ -19,7 +20,7 @@ from omniactors.testing import (
     faulty,
     wait_idle,
 )
-from tests.testing.support import Add, Boom, Counter, Nap, Total, actor
+from tests.testing.support import Add, Boom, Counter, Moody, Nap, Total, actor
 
 
 async def test_it_waits_for_queues_and_handlers_as_long_as_they_take(autojump_clock: MockClock) -> None:
@@ -55,7 +56,7 @@ async def test_it_waits_for_a_restart_with_backoff(autojump_clock: MockClock) ->
 async def test_it_sees_into_nested_trees(kind: str, autojump_clock: MockClock) -> None:
     async with open_supervisor() as sup:
         if kind == "pool":
-            ref = await sup.start_child(pool(Counter, size=2))
+            ref: ActorRef[Any] = await sup.start_child(pool(Counter, size=2))
         elif kind == "subtree":
             ref = actor((await sup.start_child(subtree(Counter))).value, "Counter-1")
         else:
@@ -118,25 +119,6 @@ async def test_on_the_real_clock_it_sees_what_a_thread_brings() -> None:
         assert await slow.ask(Total()) == 7
 
 
-class Moody(Counter):
-    """Handles Add by another method once it has had a Nap."""
-
-    async def on_start(self) -> None:
-        self.start_soon(self._beat)
-
-    async def _beat(self) -> None:
-        while True:
-            await trio.sleep(7)
-
-    @on
-    async def nap(self, message: Nap) -> None:
-        self.become(self.add_slowly)
-
-    async def add_slowly(self, message: Add) -> None:
-        await trio.sleep(100)
-        self.sum += 10 * message.amount
-
-
 async def test_background_work_does_not_count_and_what_an_actor_became_does(autojump_clock: MockClock) -> None:
     async with open_supervisor(Moody) as sup:
         moody = actor(sup, "Moody-1")
@@ -147,15 +129,3 @@ async def test_background_work_does_not_count_and_what_an_actor_became_does(auto
         await wait_idle(sup)
         assert trio.current_time() == 100
         assert await moody.ask(Total()) == 10
-
-
-async def test_faults_follow_what_an_actor_became(autojump_clock: MockClock) -> None:
-    plan = FaultPlan(at_message(Delay(5), nth=None, of=Add))
-    async with open_supervisor(faulty(Moody, plan)) as sup:
-        moody = actor(sup, "Moody-1")
-        for message in (Add(1), Nap(0), Add(1), Nap(0), Add(1)):
-            moody.tell_nowait(message)
-        await wait_idle(sup)
-        assert trio.current_time() == 5 + 105 + 105
-        assert await moody.ask(Total()) == 21
-    assert [done.nth for done in plan.log] == [1, 2, 3]
