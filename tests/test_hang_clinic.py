@@ -68,9 +68,7 @@ def test_there_are_a_dozen_programs_and_each_has_its_text() -> None:
 
 
 @pytest.mark.usefixtures("_beginning", "_alarm")
-@pytest.mark.parametrize("program, text", PROGRAMS, ids=[name(program) for program, _ in PROGRAMS])
-def test_a_program_ends_within_a_second(
-    program: Example, text: Example, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("program", "text"), PROGRAMS, ids=[name(program) for program, _ in PROGRAMS])
+def test_a_program_ends_within_a_second(program: Example, text: Example, capsys: pytest.CaptureFixture[str]) -> None:
     run_block(program)
     assert capsys.readouterr().out == text.parsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from omniactors.actors.cell import ActorHooks, Cell, Lane
@@ -34,6 +35,9 @@ T = TypeVar("T")
 M_contra = TypeVar("M_contra", contravariant=True)
 
 
+DEFAULT_MAILBOX = Mailbox()
+
+
 class Actor(Generic[M_contra]):
     """Base of all actors. Methods marked with `@on` handle messages; `__init__` is plain and cheap.
 
@@ -55,7 +59,7 @@ class Actor(Generic[M_contra]):
         """How to run this class as a child."""
 
         def factory(args: tuple[Any, ...], mailbox: Mailbox | None, on_crash: OnCrash | None) -> Callable[[], Child]:
-            return lambda: ActorChild(cls, args, mailbox=mailbox or Mailbox(), on_crash=on_crash or "keep")
+            return partial(ActorChild, cls, args, mailbox=mailbox or DEFAULT_MAILBOX, on_crash=on_crash or "keep")
 
         return ChildSource(cls.__name__, "permanent", WORKER_SHUTDOWN, factory)
 
@@ -190,6 +194,8 @@ class ActorContext:
 
 class ActorChild:
     """An actor class as a child: its mailbox outlasts its incarnations."""
+
+    __slots__ = ("_args", "_cls", "_mailbox", "_on_crash", "_prepare", "_queue", "_shared", "_snapshots")
 
     kind: Literal["worker", "supervisor"] = "worker"
     restart: RestartType = "permanent"

@@ -78,6 +78,9 @@ class BroadcastQueue(RoutedQueue):
             turn_away(queue)
             queue.refuse()
 
+    def help_out(self, idle: MemberQueue) -> None:
+        """Nothing to do: nobody can take what is another's."""
+
     def take_over(self, messages: Sequence[object]) -> None:
         """Nothing to do: each has got its own."""
 

@@ -393,7 +393,7 @@ class Cell:
         controls = self._queues[0].controls
         while controls:
             is_busy = True
-            control = controls.popleft()
+            control = controls.pop(0)
             if control.task is not None:
                 control.finish(outcome.capture(_perform, control, self))
         while self._news and not self._left:

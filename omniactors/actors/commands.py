@@ -12,6 +12,7 @@ from omniactors.actors.waiting import current_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from omniactors.actors.refs import ChildRef
     from omniactors.actors.waiting import Place
 
 T = TypeVar("T")

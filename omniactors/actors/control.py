@@ -334,6 +334,7 @@ class Control:
             await self._restart_now(slot)
         else:
             self.keeper.schedule.put_off(slot, delay, now)
+            self._parker.wake()  # under a dynamic supervisor it sleeps, until what was due by then
 
     async def _restart_now(self, failed: Slot) -> None:
         """Stop the failed child's group in reverse order, then start it in order.
@@ -377,6 +378,7 @@ class Control:
         reason = self.keeper.note_end(slot, run)
         slot.restarting()
         self._inbox.append(_Retry(slot, slot.generation, reason))
+        self._parker.wake()
 
     def _give_up(self, slot: Slot, reason: ExitReason) -> None:
         self.keeper.close(slot, reason)

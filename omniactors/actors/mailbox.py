@@ -166,9 +166,10 @@ class MailboxQueue:
         self.taken = 0
         """Messages that were taken out, to be handled or not."""
         self.dropped = 0
-        self.stashed: deque[object] = deque()
+        # Lists, since nearly all stay empty, and an empty deque takes 700 bytes more of every actor.
+        self.stashed: list[object] = []
         """Messages that their actor put aside; they take room as if they were queued."""
-        self.controls: deque[Ask] = deque()
+        self.controls: list[Ask] = []
         """Requests to the runtime about the actor: ahead of all messages, and not bounded."""
         self.on_control: Callable[[], None] | None = None
         """Tells the running actor that there is a control."""
@@ -299,7 +300,7 @@ class MailboxQueue:
         self.refuse()
         self.clear()
         while self.controls:
-            control = self.controls.popleft()
+            control = self.controls.pop(0)
             control.fail(self.stopped(control.message))
 
     async def control(self, ask: Ask) -> object:

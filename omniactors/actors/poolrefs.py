@@ -79,8 +79,8 @@ class PoolRef(ActorRef[M_contra]):
         stopped by hand are started again. Resizes are done one after the other. The size outlasts
         restarts of members; when the pool itself is restarted, it begins as it was described.
 
-        Raises ValueError for a size below 1, SupervisorClosed when the pool is not running,
-        ChildStartError when a new member does not start (those before it stay), and DeadlockError
+        Raises ValueError for a size below 1, SupervisorClosed when the pool is not running or
+        stops meanwhile, ChildStartError when a new member does not start (those before it stay), and DeadlockError
         when a member would so wait for its own end. Cancelled midway, members that were told to
         leave do so, and the one that was being started is not there.
         """

@@ -70,9 +70,10 @@ class Names:
     def add(self, key: ServiceKey[Any], ref: ActorRef[Any], holding: _Holding) -> None:
         """Note one registration; raises NameTaken. Repeating it is harmless, and the longer one counts."""
         holders = self._holders.get(key, {})
-        for other, held in holders.items():
-            if other is not ref and (held.is_exclusive or holding.is_exclusive):
-                raise NameTaken(key, other)
+        # Who holds a name exclusively is alone, so any one of the others tells.
+        other = next((other for other in holders if other is not ref), None)
+        if other is not None and (holding.is_exclusive or holders[other].is_exclusive):
+            raise NameTaken(key, other)
         before = holders.get(ref)
         if before is not None:
             holding = _Holding(holding.is_exclusive, holding.is_for_good or before.is_for_good)
@@ -110,6 +111,10 @@ class Names:
     def held(self, key: ServiceKey[M]) -> list[ActorRef[M]]:
         """Who holds the name, in the order in which they took it."""
         return list(self._holders.get(key, ()))
+
+    def first(self, key: ServiceKey[M]) -> ActorRef[M] | None:
+        """Who has held the name longest."""
+        return next(iter(self._holders.get(key, ())), None)
 
     def keys(self) -> list[ServiceKey[Any]]:
         """The names that are held."""
@@ -177,8 +182,7 @@ class Registry:
 
     def find(self, key: ServiceKey[M]) -> ActorRef[M] | None:
         """As `lookup`, but None when there is nobody."""
-        held = self.names.held(key)
-        return held[0] if held else None
+        return self.names.first(key)
 
     async def wait_for(self, key: ServiceKey[M]) -> ActorRef[M]:
         """As `lookup`, but waits until there is somebody; cancellable.

@@ -6,12 +6,13 @@ come and go while messages are queued: what waits for one that leaves goes to th
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import outcome
 import trio
 
-from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting
+from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Parker, Waiting
 from omniactors.errors import MailboxFull
 
 if TYPE_CHECKING:
@@ -119,11 +120,25 @@ class SharedQueue(MailboxQueue):
 class MemberQueue(MailboxQueue):
     """The queue of one member behind a route; outlasts the member's restarts and the pool's lives."""
 
-    __slots__ = ("number",)
+    __slots__ = ("_on_idle", "number")
 
-    def __init__(self, number: int, config: Mailbox, place: Place, on_lost: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        config: Mailbox,
+        place: Place,
+        on_lost: Callable[[int], None],
+        *,
+        on_idle: Callable[[MemberQueue], None],
+    ) -> None:
         super().__init__(config, place, on_lost)
         self.number = number
+        self._on_idle = on_idle
+
+    def add_idle(self, parker: Parker) -> None:
+        """As for any mailbox; the team may have something for a member with nothing to do."""
+        super().add_idle(parker)
+        self._on_idle(self)
 
     @property
     def load(self) -> int:
@@ -139,7 +154,7 @@ class Rerouted(Exception):
 class RoutedQueue(MailboxQueue):
     """Looks like one queue to senders, and puts each message into that of one member."""
 
-    __slots__ = ("_chooser", "_in_order", "_lanes")
+    __slots__ = ("_chooser", "_in_order", "_lanes", "_orphan")
 
     leaves_at_once = True
 
@@ -149,6 +164,8 @@ class RoutedQueue(MailboxQueue):
         self._chooser = chooser
         self._lanes: dict[int, MemberQueue] = {}
         self._in_order: tuple[MemberQueue, ...] = ()
+        self._orphan: int | None = None
+        """The last member, when it has left: its queue stays until there is another."""
 
     # -- what senders call ------------------------------------------------------------------------
 
@@ -227,11 +244,13 @@ class RoutedQueue(MailboxQueue):
 
     def begin_life(self, size: int, /) -> None:
         """See `Team`; what waits for members that the new life does not have goes to those it has."""
+        self._orphan = None
         for number in range(1, size + 1):
             self.join(number, self._lanes.get(number) or self._new_queue(number, self.place))
         self.open()
-        for number in [number for number in self._lanes if number > size]:
-            self.leave(number)
+        for number, queue in [*self._lanes.items()]:
+            if number > size:
+                self._drop(number, queue)
 
     def end_life(self) -> None:
         """Nothing to do: the queues are there for the next members."""
@@ -291,20 +310,33 @@ class RoutedQueue(MailboxQueue):
 
     def enlist(self, number: int, queue: MailboxQueue) -> bool:
         """Put the queue among those that get messages; False when it is there."""
+        if number == self._orphan:
+            self._orphan = None
         if number in self._lanes or not isinstance(queue, MemberQueue):
             return False
         queue.open()
         self._lanes[number] = queue
         self._set_order()
+        orphan, self._orphan = self._orphan, None
+        if orphan is not None:
+            self._drop(orphan, self._lanes[orphan])
         return True
 
     def strike(self, number: int) -> MemberQueue | None:
         """Take a queue out of those that get messages; None when it is not there, or is the last."""
-        if number not in self._lanes or len(self._lanes) == 1:
+        if number not in self._lanes:
+            return None
+        if len(self._lanes) == 1:
+            self._orphan = number
             return None
         queue = self._lanes.pop(number)
         self._set_order()
         return queue
+
+    def _drop(self, number: int, queue: MemberQueue) -> None:
+        """Do without a queue whose member has ended."""
+        self.leave(number)
+        self.gone(number, queue)
 
     def _present(self, message: object) -> tuple[MemberQueue, ...]:
         """All members that get messages; raises ActorStopped when nobody takes `message`."""
@@ -313,7 +345,16 @@ class RoutedQueue(MailboxQueue):
         return self._in_order
 
     def _new_queue(self, number: int, place: Place) -> MemberQueue:
-        return MemberQueue(number, self.config, place, self.on_lost)
+        return MemberQueue(number, self.config, place, self.on_lost, on_idle=self.help_out)
+
+    def help_out(self, idle: MemberQueue) -> None:
+        """Have senders that wait at others choose again, as many as an idle member has room for."""
+        if not self._chooser.has_choice or not self.has(idle):
+            return
+        room = self.config.capacity
+        for queue in self._in_order:
+            if queue.senders:
+                room -= turn_away(queue, room)
 
     def _set_order(self) -> None:
         self._in_order = tuple(queue for _, queue in sorted(self._lanes.items()))
@@ -327,12 +368,14 @@ def take_all(queue: MailboxQueue) -> list[object]:
     return messages
 
 
-def turn_away(queue: MailboxQueue) -> None:
-    """Have those who wait for room choose again."""
-    senders = list(queue.senders)
-    queue.senders.clear()
-    for waiting in senders:
+def turn_away(queue: MailboxQueue, limit: float = math.inf) -> int:
+    """Have those who wait for room choose again, at most `limit` of them; how many there were."""
+    count = 0
+    while queue.senders and count < limit:
+        waiting, _ = queue.senders.popitem(last=False)
         waiting.finish(outcome.Error(Rerouted()))
+        count += 1
+    return count
 
 
 def append(queue: MailboxQueue, messages: Sequence[object]) -> None:

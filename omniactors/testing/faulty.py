@@ -27,7 +27,8 @@ def faulty(actor: type[A], plan: FaultPlan) -> type[A]:
     """A subclass of `actor` to run in its place: same name, arguments and handlers, and the faults of the plan.
 
     For an agent each event is a message, so `of=EventEnvelope` means events only; a try again is a
-    message again. The class itself is not touched.
+    message again. The class itself is not touched, and what an instance writes to `type(self)` goes
+    to the subclass.
     """
     own = {name: _around(handler, plan) for name, handler in _handlers(actor).items()}
     namespace = {

@@ -20,7 +20,7 @@ Answer = str
 
 @dataclass(frozen=True)
 class Setup:
-    """The flags of one supervisor."""
+    """The flags of one supervisor; the strategy "dynamic" stands for a DynamicSupervisor (simple_one_for_one)."""
 
     strategy: str = "one_for_one"
     restarts: int = 3
@@ -106,11 +106,15 @@ class Model:
     lines: list[str] = field(default_factory=list)
     plans: dict[str, deque[StartOutcome]] = field(default_factory=dict)
     is_over: bool = False
+    is_undefined: bool = False
+    """Two restarts under a dynamic supervisor are due in the same moment, in no order."""
     gave_up_on: str | None = None
     now: float = 0.0
     window_clock: float = 0.0
     window: list[float] = field(default_factory=list)
     due: dict[ModelChild, float] = field(default_factory=dict)
+    retries: deque[tuple[ModelChild, int]] = field(default_factory=deque)
+    """Casts of `try_again_restart`, each with the child's number of starts by then."""
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -131,6 +135,7 @@ class Model:
                 child = self.find(step.id)
                 if child is not None and child.state == "running":
                     self.child_exited(child, step.how)
+                    self.advance(0)
             case Advance():
                 self.advance(step.seconds)
         return "ok"
@@ -185,12 +190,25 @@ class Model:
     def advance(self, seconds: float) -> None:
         """Time passes; restarts that were put off happen when they are due."""
         end = self.now + seconds
-        while self.due and not self.is_over and min(self.due.values()) <= end:
-            child = min(self.due, key=lambda child: self.due[child])
-            self.pass_time(self.due[child])
-            del self.due[child]
-            self.do_restart(child)
+        while not self.is_over:
+            child = min(self.due, key=lambda child: self.due[child], default=None)
+            if child is not None and self.due[child] <= self.now:
+                is_alone = sum(at <= self.now for at in self.due.values()) == 1
+                self.is_undefined |= self.setup.strategy == "dynamic" and not is_alone
+                del self.due[child]
+                self.do_restart(child)
+            elif self.retries:
+                self.try_again_restart(*self.retries.popleft())
+            elif child is not None and self.due[child] <= end:
+                self.pass_time(self.due[child])
+            else:
+                break
         self.pass_time(end)
+
+    def try_again_restart(self, child: ModelChild, starts: int) -> None:
+        """A start has failed; unless somebody else has started or stopped the child since, it counts."""
+        if child.state == "restarting" and child.starts == starts:
+            self.restart(child)
 
     def pass_time(self, to: float) -> None:
         """The window's clock stands still while anything is put off."""
@@ -247,12 +265,13 @@ class Model:
                     child.state = "restarting"
         for child in group:
             if child in self.children and self.start(child) == "fail":
-                self.restart(child)
+                child.state = "restarting"
+                self.retries.append((child, child.starts))
                 return
 
     def group(self, failed: ModelChild) -> list[ModelChild]:
         """Whom the strategy restarts with the failed child."""
-        if self.setup.strategy == "one_for_one":
+        if self.setup.strategy in ("one_for_one", "dynamic"):
             return [failed]
         first = 0 if self.setup.strategy == "one_for_all" else self.children.index(failed)
         return self.children[first:]
@@ -289,10 +308,10 @@ class Model:
         self.close(child)
 
     def close(self, child: ModelChild) -> None:
-        """No start of this child is to come; a temporary one is forgotten."""
+        """No start of this child is to come; a temporary or dynamic one is forgotten (statements 20, 45, 49)."""
         self.due.pop(child, None)
         child.state = "stopped"
-        if child.restart == "temporary":
+        if child.restart == "temporary" or self.setup.strategy == "dynamic":
             self.children.remove(child)
 
     def finish(self) -> None:

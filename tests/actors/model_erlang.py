@@ -12,7 +12,9 @@ from tests.actors.model import Delete, End, Model, Plan, Restart, Setup, Start, 
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.actors.model import RestartType, StartOutcome
 
 DRIVER = Path(__file__).parent / "erlang" / "supervisor_driver.escript"
 IDS = ("c", "a", "d", "b")
@@ -126,22 +128,23 @@ def random_script(dice: random.Random) -> tuple[Setup, list[Step]]:
 
 
 def _random_start(dice: random.Random, child_id: str, setup: Setup) -> Step:
-    restart = dice.choice(("permanent", "permanent", "transient", "temporary"))
+    restart: RestartType = dice.choice(("permanent", "permanent", "transient", "temporary"))
     is_significant = setup.auto_shutdown != "never" and restart != "permanent" and dice.random() < 0.5
-    return Start(child_id, restart, _random_plan(dice), is_significant)  # type: ignore[arg-type]  # one of the three
+    return Start(child_id, restart, _random_plan(dice), is_significant)
 
 
-def _random_plan(dice: random.Random) -> tuple[str, ...]:
+def _random_plan(dice: random.Random) -> tuple[StartOutcome, ...]:
     return tuple(dice.choices(("ok", "fail", "ignore"), weights=(5, 2, 1), k=dice.randint(0, 3)))
 
 
 def _random_step(dice: random.Random, setup: Setup) -> Step:
     child_id = dice.choice(IDS)
-    kind = dice.choices((Start, Stop, Restart, Delete, Plan, End), weights=(4, 2, 3, 1, 4, 8))[0]
-    if kind is Start:
-        return _random_start(dice, child_id, setup)
-    if kind is Plan:
-        return Plan(child_id, tuple(dice.choices(("ok", "fail", "ignore"), weights=(3, 5, 1), k=dice.randint(1, 3))))
-    if kind is End:
-        return End(child_id, dice.choice(("normal", "shutdown", "crash", "crash")))
-    return kind(child_id)
+    steps: list[Callable[[], Step]] = [
+        lambda: _random_start(dice, child_id, setup),
+        lambda: Stop(child_id),
+        lambda: Restart(child_id),
+        lambda: Delete(child_id),
+        lambda: Plan(child_id, tuple(dice.choices(("ok", "fail", "ignore"), weights=(3, 5, 1), k=dice.randint(1, 3)))),
+        lambda: End(child_id, dice.choice(("normal", "shutdown", "crash", "crash"))),
+    ]
+    return dice.choices(steps, weights=(4, 2, 3, 1, 4, 8))[0]()

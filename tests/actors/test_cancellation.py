@@ -40,6 +40,7 @@ from omniactors import (
     run_supervisor,
     subtree,
 )
+from tests.actors.otp import statement
 from tests.actors.support import HANG, Add, Boom, Counter, Hold, Total, cancel_everywhere
 
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ def test_a_tree_in_the_hosts_nursery() -> None:
     assert cancel_everywhere(scenario, ledger.settle) > 20
 
 
+@statement(15, "faulty_application_shutdown")
 def test_a_start_that_fails_below() -> None:
-    """15: who was started before is stopped, in reverse order."""
+    """Who was started before is stopped, in reverse order."""
     ledger = Ledger(["r/a", "r/tree", "r/tree/b", "r/tree/c"])
 
     async def fails(*, task_status: trio.TaskStatus[None]) -> None:
@@ -240,8 +242,10 @@ async def unshielded(client: Callable[..., Awaitable[None]], *args: Any) -> None
         await client(*args)
 
 
+@statement(34, "child_adm", "extra_return")
+@statement(36, "child_adm", "child_adm_simple")
 def test_stopping_the_same_child_from_many_sides() -> None:
-    """34, 36: stop, stop_now and wait_stopped all return; the same with the end of the tree meanwhile."""
+    """Stop, stop_now and wait_stopped all return; the same with the end of the tree meanwhile."""
     ledger = Ledger(["r/a", "r/b"])
     trail = Trail()
 
@@ -251,9 +255,10 @@ def test_stopping_the_same_child_from_many_sides() -> None:
                 await verb()
 
     async def scenario() -> None:
-        async with open_supervisor(
-            ChildSpec(Counter, id="a"), ChildSpec(Counter, id="b"), name="r", emit=ledger
-        ) as sup, trio.open_nursery() as nursery:
+        async with (
+            open_supervisor(ChildSpec(Counter, id="a"), ChildSpec(Counter, id="b"), name="r", emit=ledger) as sup,
+            trio.open_nursery() as nursery,
+        ):
             ref = as_actor(sup.child("b"))
             gate, entered = trio.Event(), trio.Event()
             await ref.tell(Hold(gate, entered))
@@ -330,8 +335,9 @@ def test_a_chain_of_asks() -> None:
 
 @pytest.mark.parametrize("capacity", [1, 100])
 @pytest.mark.parametrize("shutdown", [0, 5])
+@statement(91)
 def test_asks_end_though_the_tree_is_cancelled_and_the_askers_are_not(capacity: int, shutdown: float) -> None:
-    """91: each ask ends with a reply or with an error that is not a time limit's."""
+    """Each ask ends with a reply or with an error that is not a time limit's."""
     trail = Trail()
     ends: list[str] = []
 
@@ -396,8 +402,9 @@ def test_tells_that_wait_for_room() -> None:
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
 @pytest.mark.parametrize("backoff", [None, Backoff(initial=1)])
+@statement(56)
 def test_group_restarts_with_starts_that_fail(strategy: Any, backoff: Backoff | None) -> None:
-    """56, C7: the group is stopped in reverse order, however far its restart had come."""
+    """C7: the group is stopped in reverse order, however far its restart had come."""
     ledger = Ledger(["r/a", "r/b", "r/c", "r/d"])
     starts = 0
 
@@ -412,7 +419,9 @@ def test_group_restarts_with_starts_that_fail(strategy: Any, backoff: Backoff | 
     async def scenario() -> None:
         nonlocal starts
         starts = 0
-        specs = [ChildSpec(kind, id=name) for name, kind in zip("abcd", (Counter, Counter, Unsure, Counter), strict=True)]
+        specs = [
+            ChildSpec(kind, id=name) for name, kind in zip("abcd", (Counter, Counter, Unsure, Counter), strict=True)
+        ]
         async with open_supervisor(
             *specs, strategy=strategy, intensity=OFTEN, backoff=backoff, name="r", emit=ledger
         ) as sup:
@@ -447,7 +456,11 @@ def test_significant_children() -> None:
     ledger = Ledger(["r/a", "r/b"])
 
     async def scenario() -> None:
-        specs = [ChildSpec(Counter, id="a"), ChildSpec(trio.sleep, 1, id="x", significant=True), ChildSpec(forever, id="b")]
+        specs = [
+            ChildSpec(Counter, id="a"),
+            ChildSpec(trio.sleep, 1, id="x", significant=True),
+            ChildSpec(forever, id="b"),
+        ]
         async with open_supervisor(*specs, auto_shutdown="any_significant", name="r", emit=ledger):
             await trio.sleep_forever()
 
@@ -462,9 +475,10 @@ def test_pools() -> None:
 
     async def scenario() -> None:
         crew = pool(Counter, size=3, name="crew", intensity=OFTEN)
-        async with open_supervisor(
-            ChildSpec(Counter, id="a"), crew, ChildSpec(Counter, id="b"), name="r", emit=ledger
-        ) as sup, trio.open_nursery() as nursery:
+        async with (
+            open_supervisor(ChildSpec(Counter, id="a"), crew, ChildSpec(Counter, id="b"), name="r", emit=ledger) as sup,
+            trio.open_nursery() as nursery,
+        ):
             ref = as_actor(sup.child("crew"))
             for message in (Add(), Boom(), Add(), Boom()):
                 nursery.start_soon(ref.tell, message)
@@ -554,8 +568,7 @@ class Owner(Counter):
 
     async def _heartbeat(self) -> None:
         async with self._trail.step():
-            while True:
-                await trio.sleep(1)
+            await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("shutdown", [0, 5])
@@ -565,9 +578,7 @@ def test_lifespans_with_nurseries_and_cancel_scopes(shutdown: float) -> None:
 
     async def scenario() -> None:
         specs = [ChildSpec(Owner, trail, id=name, shutdown=shutdown) for name in "ab"]
-        async with open_supervisor(
-            *specs, strategy="one_for_all", intensity=OFTEN, name="r", emit=ledger
-        ) as sup:
+        async with open_supervisor(*specs, strategy="one_for_all", intensity=OFTEN, name="r", emit=ledger) as sup:
             ref = as_actor(sup.child("a"))
             await ref.tell(Boom())
             assert await ref.ask(Total()) == 0

@@ -34,6 +34,7 @@ from omniactors import (
     run_supervisor,
     subtree,
 )
+from tests.actors.otp import statement
 from tests.actors.support import Add, Boom, Counter, Leave, Notices, Total
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ async def refuses_to_start(*, task_status: trio.TaskStatus[None]) -> None:
 # -- specs ----------------------------------------------------------------------------------------
 
 
+@statement(2, "sup_start_map")
 def test_a_spec_has_the_defaults_of_otp() -> None:
-    """2."""
     spec = ChildSpec(Counter)
     assert (spec.restart, spec.shutdown, spec.significant, spec.name) == ("permanent", 5.0, False, "Counter")
     assert ChildSpec(forever).restart == "transient"
@@ -80,8 +81,11 @@ def test_a_spec_has_the_defaults_of_otp() -> None:
         ({"colour": "red"}, TypeError),
     ],
 )
+@statement(3, "sup_start_map_faulty_specs", "sup_flags")
+@statement(4, "child_specs", "child_specs_map")
+@statement(8, "child_specs_map")
+@statement(11, "child_specs")
 def test_bad_specs_are_refused_without_starting_anything(keywords: dict[str, Any], error: type[Exception]) -> None:
-    """3 (a deviation), 4, 8, 11."""
     with pytest.raises(error):
         ChildSpec(Counter, **keywords)
 
@@ -109,8 +113,8 @@ def test_a_function_has_no_mailbox_and_a_tree_no_arguments() -> None:
         ({"stop_deadline": -1}, ValueError),
     ],
 )
+@statement(6, "sup_flags")
 async def test_bad_flags_are_refused(flags: dict[str, Any], error: type[Exception]) -> None:
-    """6."""
     with pytest.raises(error):
         async with open_supervisor(**flags):
             raise AssertionError
@@ -118,8 +122,18 @@ async def test_bad_flags_are_refused(flags: dict[str, Any], error: type[Exceptio
         subtree(**flags)
 
 
+@statement(7, "child_specs")
+@statement(
+    9,
+    "child_specs_map",
+    "significant_upgrade_never_any",
+    "significant_upgrade_any_never",
+    "significant_upgrade_never_all",
+    "significant_upgrade_all_never",
+)
+@statement(12, "order_of_children")
 async def test_an_id_twice_is_refused_before_anything_starts() -> None:
-    """7, 9, 12: any hashable value is an id, and ids that count up make way for chosen ones."""
+    """Any hashable value is an id, and ids that count up make way for chosen ones."""
     notices = Notices()
     with pytest.raises(DuplicateChildId):
         async with open_supervisor(ChildSpec(Counter, id=7), ChildSpec(Counter, id=7), emit=notices):
@@ -135,8 +149,11 @@ async def test_an_id_twice_is_refused_before_anything_starts() -> None:
 # -- starting -------------------------------------------------------------------------------------
 
 
+@statement(12, "order_of_children")
+@statement(13, "order_of_children")
+@statement(14)
+@statement(83, "order_of_children")
 async def test_children_start_one_after_the_other_and_stop_in_reverse(autojump_clock: MockClock) -> None:
-    """12 to 14, 83."""
     log: list[str] = []
 
     async def child(name: str, *, task_status: trio.TaskStatus[None]) -> None:
@@ -157,8 +174,11 @@ async def test_children_start_one_after_the_other_and_stop_in_reverse(autojump_c
     assert log == ["end a", "end c", "end b"]
 
 
+@statement(15, "faulty_application_shutdown")
+@statement(16)
+@statement(17)
+@statement(22, "sup_start_error_return", "sup_start_fail")
 async def test_a_failing_start_stops_the_earlier_children_and_is_not_retried() -> None:
-    """15 to 17, 22."""
     notices = Notices()
     children = [ChildSpec(what, id=name) for name, what in {"a": forever, "b": forever, "c": refuses_to_start}.items()]
     with pytest.raises(ChildStartError) as caught:
@@ -177,8 +197,11 @@ async def test_ending_without_being_ready_is_a_failed_start() -> None:
             await sup.start_child(silent)
 
 
+@statement(18, "sup_start_ignore_child")
+@statement(19, "sup_start_ignore_temporary_child", "sup_start_ignore_temporary_child_start_child")
+@statement(39)
+@statement(58, "simple_one_for_one_restart_ignore")
 async def test_a_child_that_is_not_wanted_now() -> None:
-    """18, 19, 39, 58."""
     answers = iter([Ignore(), Ignore(), None, Ignore()])
 
     async def unsure(*, task_status: trio.TaskStatus[str]) -> None:
@@ -204,8 +227,8 @@ async def test_a_child_that_is_not_wanted_now() -> None:
         assert sup.count_children().specs == 1
 
 
+@statement(23, "extra_return", "simple_one_for_one_extra")
 async def test_the_value_of_started_is_the_references_value() -> None:
-    """23."""
 
     async def serve(*, task_status: trio.TaskStatus[int]) -> None:
         task_status.started(8080)
@@ -215,8 +238,8 @@ async def test_the_value_of_started_is_the_references_value() -> None:
         assert (await sup.start_child(serve)).value == 8080
 
 
+@statement(24)
 async def test_a_child_that_ends_right_after_its_ack_is_seen() -> None:
-    """24."""
 
     async def brief(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
@@ -229,8 +252,9 @@ async def test_a_child_that_ends_right_after_its_ack_is_seen() -> None:
         assert notices.lines == ["started x 1", "exited x crash"]
 
 
+@statement(26, "tree")
+@statement(83, "order_of_children")
 async def test_trees_nest(autojump_clock: MockClock) -> None:
-    """26, 83."""
     notices = Notices()
     inner = subtree(ChildSpec(forever, id="leaf"), subtree(ChildSpec(forever, id="deep"), name="c"), name="b")
     async with open_supervisor(subtree(inner, name="a"), emit=notices) as sup:
@@ -279,8 +303,11 @@ async def test_every_incarnation_sees_the_context_of_the_opening() -> None:
 # -- managing -------------------------------------------------------------------------------------
 
 
+@statement(28, "child_adm")
+@statement(29, "child_adm", "hanging_restart_loop")
+@statement(32, "child_specs")
+@statement(40, "child_adm", "hanging_restart_loop")
 async def test_ids_in_use_are_refused(autojump_clock: MockClock) -> None:
-    """28, 29, 32, 40."""
     async with open_supervisor(backoff=Backoff(initial=100)) as sup:
         ref: ActorRef[Any] = await sup.start_child(ChildSpec(Counter, id="x"))
         with pytest.raises(ChildAlreadyStarted) as caught:
@@ -312,8 +339,14 @@ async def test_ids_in_use_are_refused(autojump_clock: MockClock) -> None:
         await sup.start_child(ChildSpec(forever, id="x"))
 
 
+@statement(33, "child_adm")
+@statement(34, "child_adm", "extra_return")
+@statement(35, "significant_bystander")
+@statement(37, "child_adm", "hanging_restart_loop")
+@statement(42, "child_adm", "tree", "rest_for_one")
+@statement(46, "sup_start_map", "sup_start_map_simple")
 async def test_stop_restart_delete() -> None:
-    """33 to 35, 37, 42, 46: nothing of it counts as a restart or touches siblings."""
+    """Nothing of it counts as a restart or touches siblings."""
     notices = Notices()
     async with open_supervisor(strategy="one_for_all", intensity=Intensity(0, 1), emit=notices) as sup:
         spec = ChildSpec(Counter, 3, id="x")
@@ -330,8 +363,9 @@ async def test_stop_restart_delete() -> None:
         assert (ref.incarnation, other.incarnation) == (2, 1)
 
 
+@statement(30, "sup_start_child_returns_error", "sup_start_child_returns_error_simple")
+@statement(38, "sup_start_restart_child_returns_error")
 async def test_a_failed_start_child_leaves_nothing_and_a_failed_restart_child_the_spec() -> None:
-    """30, 38."""
     fails = False
 
     async def sometimes(*, task_status: trio.TaskStatus[None]) -> None:
@@ -354,8 +388,10 @@ async def test_a_failed_start_child_leaves_nothing_and_a_failed_restart_child_th
         await sup.restart_child("x")
 
 
+@statement(33, "child_adm")
+@statement(49, "do_not_save_child_specs_for_temporary_children")
+@statement(53, "temporary_normal", "temporary_shutdown", "temporary_abnormal")
 async def test_a_temporary_child_is_forgotten_when_it_ends() -> None:
-    """33, 49, 53."""
     async with open_supervisor() as sup:
         for ending in (Boom(), Leave(), None):
             ref = await sup.start_child(ChildSpec(Counter, id="x", restart="temporary"))
@@ -364,8 +400,9 @@ async def test_a_temporary_child_is_forgotten_when_it_ends() -> None:
             assert sup.count_children().specs == 0
 
 
+@statement(47, "child_adm")
+@statement(94, "sup_start_normal", "sup_stop_manual", "sup_stop_manual_timeout")
 async def test_a_closed_supervisor_says_so() -> None:
-    """47, 94."""
     async with open_supervisor(Counter) as sup:
         ref = sup.which_children()[0]
     with pytest.raises(SupervisorClosed):
@@ -390,8 +427,9 @@ async def test_an_embedded_supervisor_is_a_task_of_the_hosts_nursery() -> None:
     assert sup.which_children()[0].status == "stopped"
 
 
+@statement(48, "tree")
+@statement(82)
 async def test_a_restarted_tree_has_its_static_children_and_no_others() -> None:
-    """48, 82."""
     async with open_supervisor(subtree(ChildSpec(Counter, id="static"), name="tree", intensity=Intensity(0, 1))) as sup:
         tree = sup.child("tree")
         inner: Supervisor = tree.value
@@ -406,8 +444,10 @@ async def test_a_restarted_tree_has_its_static_children_and_no_others() -> None:
             await extra.ask(Total())
 
 
+@statement(55, "one_for_one", "order_of_children")
+@statement(56)
+@statement(57, "simple_one_for_one", "simple_one_for_one_extra")
 async def test_restarts_use_the_first_arguments() -> None:
-    """55 to 57."""
     async with open_supervisor() as sup:
         ref = await sup.start_child(Counter, 10)
         await ref.tell(Add(5))

@@ -24,6 +24,7 @@ from omniactors import (
     open_supervisor,
     pool,
 )
+from tests.actors.otp import statement
 from tests.actors.support import Add, Boom, Counter, Hold, Leave, Notices, Total, cancel_everywhere
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ async def slow_stop(seconds: float) -> None:
 # -- dynamic supervisors --------------------------------------------------------------------------
 
 
+@statement(87, "simple_one_for_one_shutdown", "sup_stop_timeout_dynamic")
 async def test_children_start_and_stop_at_the_same_time(autojump_clock: MockClock) -> None:
-    """87: one slow start or stop holds up nobody; all take as long as the longest."""
+    """One slow start or stop holds up nobody; all take as long as the longest."""
     async with DynamicSupervisor() as sup:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sup.start_child, slow_start, 5)
@@ -65,8 +67,12 @@ async def test_children_start_and_stop_at_the_same_time(autojump_clock: MockCloc
     assert trio.current_time() == 5 + 4
 
 
+@statement(
+    20, "sup_start_ignore_temporary_child_start_child_simple", "sup_start_ignore_permanent_child_start_child_simple"
+)
+@statement(45, "count_restarting_children")
+@statement(49, "do_not_save_child_specs_for_temporary_children")
 async def test_a_child_that_has_ended_is_forgotten(autojump_clock: MockClock) -> None:
-    """20, 45, 49."""
 
     async def not_wanted_yet(*, task_status: trio.TaskStatus[None]) -> None:
         raise Ignore
@@ -87,8 +93,8 @@ async def test_a_child_that_has_ended_is_forgotten(autojump_clock: MockClock) ->
         await sup.start_child(ChildSpec(trio.sleep, 1, id="x"))
 
 
+@statement(30, "sup_start_child_returns_error", "sup_start_child_returns_error_simple")
 async def test_a_failed_start_leaves_nothing() -> None:
-    """30."""
 
     async def fails(*, task_status: trio.TaskStatus[None]) -> None:
         raise OSError
@@ -122,15 +128,17 @@ async def test_there_are_never_more_than_max_children(autojump_clock: MockClock)
             DynamicSupervisor(max_children=wrong)
 
 
+@statement(10, "child_specs", "significant_simple")
 async def test_there_are_no_significant_children() -> None:
-    """10."""
     async with DynamicSupervisor() as sup:
         with pytest.raises(ValueError, match="significant"):
             await sup.start_child(ChildSpec(trio.sleep, 1, significant=True))
 
 
+@statement(57, "simple_one_for_one", "simple_one_for_one_extra")
+@statement(70, "one_for_one")
 async def test_a_dynamic_supervisor_gives_up_too() -> None:
-    """57, 70: restarts use the arguments of start_child."""
+    """Restarts use the arguments of start_child."""
     with pytest.raises(GaveUp):  # noqa: PT012 -- the block is what is tested
         async with DynamicSupervisor(intensity=Intensity(2, 5)) as sup:
             refs = [await sup.start_child(Counter, number) for number in range(3)]
@@ -142,8 +150,8 @@ async def test_a_dynamic_supervisor_gives_up_too() -> None:
     assert {ref.status for ref in refs} == {"stopped"}
 
 
+@statement(48, "tree")
 async def test_the_object_is_the_same_over_restarts_and_its_children_are_lost() -> None:
-    """48."""
     dynamic = DynamicSupervisor(name="workers", intensity=Intensity(0, 1))
     async with open_supervisor(dynamic) as sup:
         first = await dynamic.start_child(Counter)
@@ -286,11 +294,11 @@ async def test_a_stopped_pool_works_off_its_queue(autojump_clock: MockClock) -> 
 
 def test_bad_pools_are_refused() -> None:
     with pytest.raises(TypeError, match="made of an Actor subclass"):
-        pool(trio.sleep, size=1)  # type: ignore[arg-type]
+        pool(trio.sleep, size=1)  # type: ignore[call-overload]
     for size in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="size must be"):
             pool(Counter, size=size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="route must be"):
-        pool(Counter, size=1, route="nearest")  # type: ignore[arg-type]
+        pool(Counter, size=1, route="nearest")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="given to pool"):
         ChildSpec(pool(Counter, size=1), 3)

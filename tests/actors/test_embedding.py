@@ -1,4 +1,4 @@
-"""A tree is a plain citizen of the program it lives in: no globals, no signal handlers, no loop of its own (C5, C16, C17)."""
+"""A tree is a plain citizen of its program: no globals, no signal handlers, no loop of its own (C5, C16, C17)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import outcome
 import pytest
 import trio
 
@@ -32,6 +32,7 @@ from tests.source import ROOT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    import outcome
     from trio.testing import MockClock
 
 PATIENCE = 20.0
@@ -249,7 +250,9 @@ def test_no_signal_handler_is_installed() -> None:
 
 def test_importing_the_actors_loads_trio_and_nothing_else() -> None:
     """And no module of ours that is not for actors."""
-    modules = loaded_by("from omniactors import Actor, ChildSpec, DynamicSupervisor, on, open_supervisor, pool, subtree")
+    modules = loaded_by(
+        "from omniactors import Actor, ChildSpec, DynamicSupervisor, on, open_supervisor, pool, subtree"
+    )
     foreign = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"omniactors", "__main__"}
     assert {name for name in foreign if not name.startswith("_")} <= ALLOWED
     ours = {name for name in modules if name.startswith("omniactors.")}
@@ -318,14 +321,10 @@ async def running(seconds: float, place: str) -> AsyncIterator[tuple[trio.Proces
     """The program above, ready, with its tree in a `place`; each actor takes `seconds` for its goodbye."""
     async with trio.open_nursery() as nursery:
         with trio.fail_after(PATIENCE):
+            command = [sys.executable, "-c", PROGRAM, str(seconds), place]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             process: trio.Process = await nursery.start(
-                lambda **status: trio.run_process(
-                    [sys.executable, "-c", PROGRAM, str(seconds), place],
-                    stdout=subprocess.PIPE,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                    check=False,
-                    **status,
-                )
+                partial(trio.run_process, command, stdout=subprocess.PIPE, env=environment, check=False)
             )
             assert process.stdout is not None
             lines = Lines(process.stdout)

@@ -23,7 +23,7 @@ SECONDS = st.sampled_from([0.5, 1.0, 2.0, 4.0, 5.0, 6.0])
 
 SETUPS = st.builds(
     Setup,
-    strategy=st.sampled_from(["one_for_one", "one_for_all", "rest_for_one"]),
+    strategy=st.sampled_from(["one_for_one", "one_for_all", "rest_for_one", "dynamic"]),
     restarts=st.integers(0, 4),
     backoff=st.sampled_from([0.0, 1.0, 7.0]),
 )

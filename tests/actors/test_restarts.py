@@ -19,6 +19,7 @@ from omniactors import (
     open_supervisor,
     subtree,
 )
+from tests.actors.otp import statement
 from tests.actors.support import Add, Boom, Counter, Hold, Leave, Notices, Total
 
 if TYPE_CHECKING:
@@ -65,8 +66,10 @@ def counters(names: str) -> list[ChildSpec]:
 # -- strategies -----------------------------------------------------------------------------------
 
 
+@statement(59, "one_for_one")
+@statement(65)
+@statement(69, "sup_stop_race")
 async def test_one_for_one_restarts_the_failed_child_alone() -> None:
-    """59, 65, 69."""
     notices = Notices()
     async with open_supervisor(*counters("cab"), emit=notices) as sup:
         notices.take()
@@ -74,8 +77,10 @@ async def test_one_for_one_restarts_the_failed_child_alone() -> None:
         assert notices.take() == ["exited a crash", "restarting a 1", "started a 2"]
 
 
+@statement(60, "one_for_all")
+@statement(65)
+@statement(68, "temporary_bystander", "significant_bystander")
 async def test_one_for_all_stops_all_in_reverse_and_starts_all_in_order() -> None:
-    """60, 65, 68."""
     notices = Notices()
     async with open_supervisor(*counters("cab"), strategy="one_for_all", emit=notices) as sup:
         notices.take()
@@ -91,8 +96,9 @@ async def test_one_for_all_stops_all_in_reverse_and_starts_all_in_order() -> Non
         ]
 
 
+@statement(27, "rest_for_one")
+@statement(61, "rest_for_one", "order_of_children")
 async def test_rest_for_one_leaves_the_earlier_ones_alone() -> None:
-    """27, 61."""
     notices = Notices()
     async with open_supervisor(*counters("12345"), strategy="rest_for_one", emit=notices) as sup:
         await sup.start_child(ChildSpec(Counter, id="6"))
@@ -105,8 +111,10 @@ async def test_rest_for_one_leaves_the_earlier_ones_alone() -> None:
         ]
 
 
+@statement(62, "temporary_bystander")
+@statement(63)
 async def test_a_group_restart_drops_temporary_siblings_and_starts_all_others() -> None:
-    """62, 63: also those that had ended normally or were stopped by stop_child."""
+    """Also those that had ended normally or were stopped by stop_child."""
     async with open_supervisor(strategy="one_for_all") as sup:
         await sup.start_child(ChildSpec(Counter, id="fails"))
         await sup.start_child(ChildSpec(Counter, id="temporary", restart="temporary"))
@@ -145,8 +153,8 @@ async def test_what_is_queued_for_a_sibling_outlasts_the_groups_restart() -> Non
         assert await b.ask(Total()) == 2
 
 
+@statement(64)
 async def test_a_group_stop_keeps_each_childs_own_grace_time(autojump_clock: MockClock) -> None:
-    """64."""
 
     async def slow(seconds: float) -> None:
         try:
@@ -162,8 +170,8 @@ async def test_a_group_stop_keeps_each_childs_own_grace_time(autojump_clock: Moc
         await sup.child("slow").stop_now()
 
 
+@statement(69, "sup_stop_race")
 async def test_a_sibling_that_dies_during_the_groups_stop_is_not_counted() -> None:
-    """69."""
 
     async def dies() -> None:
         try:
@@ -179,8 +187,11 @@ async def test_a_sibling_that_dies_during_the_groups_stop_is_not_counted() -> No
         assert notices.lines == ["exited a crash", "restarting a 1", "stopped b crash", "started a 2", "started b 2"]
 
 
+@statement(66, "one_for_all_other_child_fails_restart")
+@statement(
+    75, "one_for_one_escalation", "one_for_all_escalation", "rest_for_one_escalation", "simple_one_for_one_escalation"
+)
 async def test_one_for_all_begins_anew_when_one_does_not_start() -> None:
-    """66, 75."""
     notices = Notices()
     children = [ChildSpec(Counter, id="a"), ChildSpec(Flaky, id="b"), ChildSpec(Counter, id="c")]
     async with open_supervisor(*children, strategy="one_for_all", emit=notices) as sup:
@@ -202,8 +213,8 @@ async def test_one_for_all_begins_anew_when_one_does_not_start() -> None:
         ]
 
 
+@statement(67, "rest_for_one_other_child_fails_restart", "hanging_restart_loop_rest_for_one")
 async def test_rest_for_one_goes_on_at_the_one_that_did_not_start() -> None:
-    """67."""
     notices = Notices()
     children = [ChildSpec(Counter, id="a"), ChildSpec(Flaky, id="b"), ChildSpec(Counter, id="c")]
     async with open_supervisor(*children, strategy="rest_for_one", emit=notices) as sup:
@@ -264,8 +275,13 @@ async def test_a_stop_that_was_abandoned_while_the_child_restarted_is_carried_ou
 
 
 @pytest.mark.parametrize("restarts", [0, 1, 3])
+@statement(70, "one_for_one")
+@statement(71, "one_for_one")
+@statement(72)
+@statement(74, "one_for_one")
+@statement(79)
 async def test_one_restart_too_many_ends_the_supervisor(restarts: int) -> None:
-    """70 to 72, 74, 79: the count is shared by all children."""
+    """The count is shared by all children."""
     notices = Notices()
     with pytest.raises(GaveUp) as caught:  # noqa: PT012 -- the block is what is tested
         async with open_supervisor(*counters("abc"), intensity=Intensity(restarts, 5), emit=notices) as sup:
@@ -280,8 +296,9 @@ async def test_one_restart_too_many_ends_the_supervisor(restarts: int) -> None:
     assert notices.lines == ["exited b crash", "stopped c shutdown", "stopped a shutdown"]
 
 
+@statement(73, "multiple_restarts")
 async def test_the_window_slides(autojump_clock: MockClock) -> None:
-    """73: one restart a second, with gaps of 2.1 s, for ever."""
+    """One restart a second, with gaps of 2.1 s, for ever."""
     async with open_supervisor(Counter, intensity=Intensity(1, 1)) as sup:
         for _ in range(100):
             await crash(sup, "Counter-1")
@@ -290,8 +307,10 @@ async def test_the_window_slides(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
+@statement(
+    75, "one_for_one_escalation", "one_for_all_escalation", "rest_for_one_escalation", "simple_one_for_one_escalation"
+)
 async def test_a_start_that_always_fails_is_tried_as_often_as_the_intensity_allows(strategy: str) -> None:
-    """75."""
     notices = Notices()
     with pytest.raises(GaveUp) as caught:  # noqa: PT012 -- the block is what is tested
         async with open_supervisor(Flaky, strategy=strategy, intensity=Intensity(4, 5), emit=notices) as sup:  # type: ignore[arg-type]
@@ -302,8 +321,10 @@ async def test_a_start_that_always_fails_is_tried_as_often_as_the_intensity_allo
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(0, 0), (1, 2), (3, 1)])
+@statement(80)
+@statement(81)
 async def test_nested_limits_multiply(inner: int, outer: int) -> None:
-    """80, 81: a permanent tree that gave up is restarted by its parent."""
+    """A permanent tree that gave up is restarted by its parent."""
     notices = Notices()
 
     async def crashes(*, task_status: trio.TaskStatus[None]) -> None:
@@ -317,8 +338,9 @@ async def test_nested_limits_multiply(inner: int, outer: int) -> None:
     assert sum(line.startswith("started tree/x") for line in notices.lines) == (inner + 1) * (outer + 1)
 
 
+@statement(80)
 async def test_a_transient_tree_that_gave_up_stays_down() -> None:
-    """80: as in OTP, giving up is "shutdown" towards the parent."""
+    """As in OTP, giving up is "shutdown" towards the parent."""
     tree = ChildSpec(subtree(Counter, intensity=Intensity(0, 5), name="tree"), restart="transient")
     async with open_supervisor(tree) as sup:
         await crash(sup.child("tree").value, "Counter-1")
@@ -341,8 +363,11 @@ async def test_what_the_block_does_when_it_is_given_up_on() -> None:
 # -- backoff --------------------------------------------------------------------------------------
 
 
+@statement(76, "hanging_restart_loop", "hanging_restart_loop_rest_for_one", "hanging_restart_loop_simple")
+@statement(77, "hanging_restart_loop")
+@statement(78)
+@statement(93, "hanging_restart_loop")
 async def test_a_backoff_delays_and_can_be_stopped(autojump_clock: MockClock) -> None:
-    """76 to 78, 93."""
     async with open_supervisor(*counters("ab"), backoff=Backoff(initial=10, jitter=0)) as sup:
         await crash(sup, "a")
         assert sup.child("a").status == "restarting"
@@ -361,8 +386,9 @@ async def test_a_backoff_delays_and_can_be_stopped(autojump_clock: MockClock) ->
     assert trio.current_time() == began
 
 
+@statement(78)
 async def test_a_child_that_always_fails_is_given_up_on_in_spite_of_its_backoff(autojump_clock: MockClock) -> None:
-    """78: the window counts time outside the backoff."""
+    """The window counts time outside the backoff."""
 
     async def fails() -> None:
         raise ValueError
@@ -377,8 +403,10 @@ async def test_a_child_that_always_fails_is_given_up_on_in_spite_of_its_backoff(
 
 
 @pytest.mark.parametrize("restart", ["transient", "temporary"])
+@statement(96, "significant_temporary", "significant_transient")
+@statement(98, "significant_transient")
+@statement(99, "significant_bystander", "nonsignificant_temporary", "nonsignificant_transient")
 async def test_any_significant_child_ends_the_supervisor(restart: str) -> None:
-    """96, 98, 99."""
     gate = trio.Event()
     specs = [ChildSpec(gate.wait, restart=restart, significant=True), Counter]  # type: ignore[arg-type]
     crashing = ChildSpec(Counter, id="t", restart="transient", significant=True)
@@ -392,16 +420,16 @@ async def test_any_significant_child_ends_the_supervisor(restart: str) -> None:
     assert sup.child("Counter-1").status == "stopped"
 
 
+@statement(97, "significant_temporary", "significant_transient")
 async def test_all_significant_children_have_to_end(autojump_clock: MockClock) -> None:
-    """97."""
     specs = [ChildSpec(trio.sleep, seconds, significant=True) for seconds in (1, 5, 3)]
     async with open_supervisor(*specs, Counter, auto_shutdown="all_significant"):
         await trio.sleep(math.inf)
     assert trio.current_time() == 5
 
 
+@statement(100, "significant_escalation")
 async def test_auto_shutdown_chains() -> None:
-    """100."""
     gate = trio.Event()
     leaf = ChildSpec(gate.wait, significant=True)
     tree = ChildSpec(subtree(leaf, auto_shutdown="any_significant"), restart="transient", significant=True)

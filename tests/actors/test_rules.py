@@ -24,6 +24,7 @@ from omniactors.actors.rules import (
 from omniactors.actors.schedule import RestartSchedule
 from omniactors.actors.specs import Flags
 from omniactors.actors.supervisor import Supervisor
+from tests.actors.otp import statement
 
 if TYPE_CHECKING:
     from omniactors.actors.slot import Slot
@@ -54,8 +55,10 @@ def cancelled() -> trio.Cancelled:
         ("temporary", set()),
     ],
 )
+@statement(51, "permanent_normal", "permanent_shutdown", "permanent_abnormal")
+@statement(52, "transient_normal", "transient_shutdown", "transient_abnormal")
+@statement(53, "temporary_normal", "temporary_shutdown", "temporary_abnormal")
 def test_restart_types(restart: RestartType, restarted: set[str]) -> None:
-    """51, 52, 53."""
     reasons = [ExitReason.NORMAL, ExitReason.SHUTDOWN, ExitReason.KILLED, CRASH]
     assert {reason.kind for reason in reasons if should_restart(restart, reason)} == restarted
 
@@ -88,16 +91,21 @@ def test_what_a_supervisor_may_not_keep() -> None:
     assert crash_part(cancelled()) is None
 
 
+@statement(59, "one_for_one")
+@statement(60, "one_for_all")
+@statement(61, "rest_for_one", "order_of_children")
 def test_groups() -> None:
-    """59, 60, 61."""
     children = ["e", "a", "d"]
     assert restart_group("one_for_one", children, "a") == ["a"]
     assert restart_group("one_for_all", children, "a") == ["e", "a", "d"]
     assert restart_group("rest_for_one", children, "a") == ["a", "d"]
 
 
+@statement(70, "one_for_one")
+@statement(71, "one_for_one")
+@statement(72)
+@statement(73, "multiple_restarts")
 def test_the_window_slides_and_its_edge_counts() -> None:
-    """70 to 73."""
     window = RestartWindow(Intensity(2, 10.0))
     assert [window.allow(now) for now in (0, 10, 20, 20)] == [True, True, True, False]
     window = RestartWindow(Intensity(2, 10.0))
@@ -119,18 +127,23 @@ def test_the_window_agrees_with_its_definition(gaps: list[float], restarts: int,
     ("restarts", "period"),
     [(-1, 5), (1.5, 5), (True, 5), (1, 0), (1, -1), (1, math.inf), (1, math.nan)],
 )
+@statement(5, "sup_flags")
 def test_bad_intensities_are_refused(restarts: int, period: float) -> None:
-    """5."""
     with pytest.raises(ValueError, match=r"Intensity\.(restarts|period) must be"):
         Intensity(restarts, period)
 
 
 def slots(flags: Flags, count: int) -> list[Slot]:
-    return Roster(Supervisor(flags, [], path="s"), flags, [ChildSpec(trio.sleep, 1) for _ in range(count)]).in_order()
+    async def make() -> list[Slot]:  # in a run: the places of waiting children have their time
+        specs = [ChildSpec(trio.sleep, 1) for _ in range(count)]
+        return Roster(Supervisor(flags, [], path="s"), flags, specs).in_order()
+
+    return trio.run(make)
 
 
+@statement(78)
 def test_the_windows_clock_stands_still_during_a_backoff() -> None:
-    """78: a child that always fails still ends in GaveUp, however long its backoff."""
+    """A child that always fails still ends in GaveUp, however long its backoff."""
     flags = Flags(intensity=Intensity(2, 5.0), backoff=Backoff(initial=100))
     schedule, (slot,) = RestartSchedule(flags), slots(flags, 1)
     assert schedule.allow(0)

@@ -23,6 +23,7 @@ from omniactors import (
     run_supervisor,
     subtree,
 )
+from tests.actors.otp import statement
 from tests.actors.support import Add, Boom, Counter, Hold, Notices, Total, cancel_everywhere
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ STOPPED = [f"stopped {name} shutdown" for name in "acb"]
 # -- order and time -------------------------------------------------------------------------------
 
 
+@statement(83, "order_of_children")
 async def test_an_outer_cancellation_stops_the_children_in_order() -> None:
-    """83, C5."""
+    """C5."""
     notices = Notices()
     with trio.CancelScope() as scope:
         async with open_supervisor(*THREE, emit=notices):
@@ -85,8 +87,10 @@ def run_with(notices: Notices) -> Any:
     return run
 
 
+@statement(84, "sup_stop_timeout")
+@statement(86, "sup_stop_infinity")
 async def test_each_child_has_its_own_grace_time(autojump_clock: MockClock) -> None:
-    """84, 86: told, waited for, killed; the others keep theirs."""
+    """Told, waited for, killed; the others keep theirs."""
     notices = Notices()
     gate, entered = trio.Event(), trio.Event()
     async with open_supervisor(emit=notices) as sup:
@@ -101,8 +105,8 @@ async def test_each_child_has_its_own_grace_time(autojump_clock: MockClock) -> N
     assert notices.lines == ["stopped quick shutdown", "stopped busy killed", "stopped patient shutdown"]
 
 
+@statement(85, "sup_stop_brutal_kill", "sup_stop_brutal_kill_dynamic")
 async def test_no_grace_is_a_cancellation_at_once(autojump_clock: MockClock) -> None:
-    """85."""
     async with open_supervisor(ChildSpec(Counter, id="x", shutdown=0)) as sup:
         ref = sup.child("x")
     assert (await ref.wait_stopped()).kind == "killed"
@@ -110,8 +114,9 @@ async def test_no_grace_is_a_cancellation_at_once(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize("is_nested", [False, True])
+@statement(86, "sup_stop_infinity")
 async def test_the_stop_deadline_bounds_it_all(autojump_clock: MockClock, is_nested: bool) -> None:
-    """C5, 86."""
+    """C5."""
     children: list[Any] = [ChildSpec(Counter, id=number, shutdown=math.inf) for number in range(3)]
     gate = trio.Event()
 
@@ -137,8 +142,9 @@ async def test_the_stop_deadline_holds_for_a_stop_that_is_under_way(autojump_clo
     assert trio.current_time() == 4
 
 
+@statement(89, "child_unlink")
 async def test_a_child_that_cannot_be_killed_is_waited_for_and_named(autojump_clock: MockClock) -> None:
-    """C4, 89."""
+    """C4."""
     notices = Notices()
     async with open_supervisor(ChildSpec(stubborn, 12, id="x", shutdown=1), emit=notices):
         await wait_all_tasks_blocked()
@@ -148,8 +154,10 @@ async def test_a_child_that_cannot_be_killed_is_waited_for_and_named(autojump_cl
     assert trio.current_time() == 12
 
 
+@statement(88, "sup_stop_race", "sup_stop_non_shutdown_exit_dynamic")
+@statement(92)
 async def test_nothing_is_restarted_once_the_stop_has_begun(autojump_clock: MockClock) -> None:
-    """88, 92: children that end by themselves meanwhile do not disturb it."""
+    """Children that end by themselves meanwhile do not disturb it."""
     notices = Notices()
 
     async def crashes() -> None:
@@ -163,8 +171,8 @@ async def test_nothing_is_restarted_once_the_stop_has_begun(autojump_clock: Mock
 
 
 @pytest.mark.parametrize("error", [None, ValueError()])
+@statement(90)
 async def test_an_end_in_the_tick_of_the_stop_keeps_its_true_reason(error: Exception | None) -> None:
-    """90."""
     gate = trio.Event()
 
     async def child() -> None:
@@ -226,8 +234,8 @@ async def test_the_body_may_talk_to_its_children_on_its_way_out() -> None:
     assert scope.cancelled_caught
 
 
+@statement(92)
 async def test_the_body_does_not_wait_for_a_restart_that_no_longer_comes(autojump_clock: MockClock) -> None:
-    """92."""
     with trio.CancelScope() as scope:
         async with open_supervisor(Counter, backoff=Backoff(initial=50, jitter=0)) as sup:
             ref = sup.child("Counter-1")
@@ -384,8 +392,9 @@ async def test_giving_up_an_opening_that_is_shielded(autojump_clock: MockClock, 
 # -- a cancel at every step -----------------------------------------------------------------------
 
 
+@statement(91)
 def test_cancelling_the_start_and_stop_of_a_tree_anywhere() -> None:
-    """C5, 91: no task is left, nothing hangs, what started last stops first."""
+    """C5: no task is left, nothing hangs, what started last stops first."""
     notices = Notices()
 
     async def scenario() -> None:

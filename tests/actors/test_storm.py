@@ -32,6 +32,7 @@ from omniactors import (
     pool,
     subtree,
 )
+from tests.actors.otp import statement
 from tests.actors.support import HANG
 
 STORMS = 40
@@ -161,8 +162,9 @@ async def watch() -> None:
 
 
 @pytest.mark.parametrize("seed", range(STORMS))
+@statement(91)
 def test_a_storm_ends_in_order(seed: int) -> None:
-    """91, C1, C5, C14, C15: nothing hangs, though grace times may be infinite; who started has ended."""
+    """C1, C5, C14, C15: nothing hangs, though grace times may be infinite; who started has ended."""
     storm = Storm(seed)
     with contextlib.suppress(GaveUp, ChildStartError):
         trio.run(sail, storm, clock=MockClock(autojump_threshold=0))

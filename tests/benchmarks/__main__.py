@@ -60,12 +60,12 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 
 def cells(row: Row) -> list[str]:
     """One row, cell by cell."""
-    bare, ratio = ("", "") if row.bare is None else (rate(row.bare), f"{row.ours / row.bare:.2f}")
+    bare, ratio = ("", "") if row.bare is None else (rate(row.bare, row.unit), f"{row.ours / row.bare:.2f}")
     others = [
-        f"{name}: not installed" if anchor is None else f"{name} {rate(anchor)}: {row.ours / anchor:.1f}x"
+        f"{name}: not installed" if anchor is None else f"{name} {rate(anchor, row.unit)}: {row.ours / anchor:.1f}x"
         for name, anchor in row.anchors.items()
     ]
-    return [row.name, rate(row.ours), bare, ratio, "; ".join(others), row.target]
+    return [row.name, rate(row.ours, row.unit), bare, ratio, "; ".join(others), row.target]
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ from omniactors import (
     ActorRef,
     ChildRef,
     DynamicSupervisor,
+    PoolRef,
     Request,
     Supervisor,
     on,
@@ -64,7 +65,7 @@ async def references() -> None:
         assert_type(sup, Supervisor)
         counter = await sup.start_child(Counter, 10)
         assert_type(counter, ActorRef[Add | Total])
-        assert_type(await sup.start_child(pool(Counter, size=2)), ActorRef[Add | Total])
+        assert_type(await sup.start_child(pool(Counter, size=2)), PoolRef[Add | Total])
         assert_type(await sup.start_child(trio.sleep, 1), ChildRef)
         assert_type(await sup.start_child(subtree(Counter)), ChildRef)
 
