@@ -177,7 +177,7 @@ def become_table(cls: type, own: HandlerTable, handlers: Sequence[Callable[[Any]
         if function is None:
             raise TypeError(f"become() takes bound methods of the actor, not {handler!r}")
         # Not marked as a handler: it is one only while the actor has become so.
-        for kind in getattr(function, _MARK, ()) or _read_types(cls, function, vars(cls)):
+        for kind in getattr(function, _MARK, ()) or _read_types(cls, function, _class_names(cls)):
             if not own.accepts(kind):
                 raise TypeError(f"{cls.__name__} has no handler for {kind.__name__}, so nobody can send it one")
             table[kind] = function
@@ -196,7 +196,7 @@ def _message_types(cls: type, function: FunctionType, namespace: dict[str, Any])
         raise TypeError(f"{where}: a handler is an async function")
     if not getattr(function, _MARK):
         # Remembered, since a subclass elsewhere could not see the names that this class saw.
-        setattr(function, _MARK, _read_types(cls, function, {**namespace, **vars(cls)}))
+        setattr(function, _MARK, _read_types(cls, function, {**namespace, **_class_names(cls)}))
     types_: tuple[type, ...] = getattr(function, _MARK)
     _message_parameter(where, function)
     return types_
@@ -205,6 +205,11 @@ def _message_types(cls: type, function: FunctionType, namespace: dict[str, Any])
 def _read_types(cls: type, function: FunctionType, namespace: Mapping[str, Any]) -> tuple[type, ...]:
     where = f"{cls.__name__}.{function.__name__}"
     return _annotated_types(where, _message_parameter(where, function), function, dict(namespace))
+
+
+def _class_names(cls: type) -> dict[str, Any]:
+    """What stands in the class and its bases: message types are often nested there."""
+    return {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
 
 
 def _message_parameter(where: str, function: FunctionType) -> inspect.Parameter:

@@ -291,6 +291,7 @@ class Busy(Actor):
         self.name = name
         self.seconds = seconds
 
+    @trio.lowlevel.enable_ki_protection  # or the second one may strike here, and end this actor alone
     async def on_stop(self, reason):
         print("stops", self.name, reason.kind, flush=True)
         await trio.sleep(self.seconds)
