@@ -14,7 +14,7 @@ import trio
 from omniactors.actors.background import Background
 from omniactors.actors.controls import Control
 from omniactors.actors.mailbox import Ask, MailboxQueue, Parker
-from omniactors.actors.replies import NoReply
+from omniactors.actors.replies import is_no_reply
 from omniactors.actors.rules import ExitReason
 from omniactors.actors.timers import Timers
 from omniactors.actors.watching import Watches
@@ -372,7 +372,7 @@ class Cell:
             owed, self.ask_in_hand = self.ask_in_hand is None, None
         if owed:
             return
-        if value is NoReply:
+        if is_no_reply(value):
             message.fail(TypeError(f"the handler of {type(message.message).__name__} did not call reply_later()"))
         message.reply(value)
 

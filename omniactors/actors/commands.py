@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import outcome
 import trio
 
+from omniactors.actors.refs import ChildRef
 from omniactors.actors.waiting import current_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from omniactors.actors.refs import ChildRef
     from omniactors.actors.waiting import Place
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class ActionCommand(Command[T]):
             self._finish(await outcome.acapture(self._action, self))
 
 
-class StartCommand(Command["ChildRef"]):
+class StartCommand(Command[ChildRef]):
     """A request to start a child: `begin` only begins it, and the command is answered when the child is ready."""
 
     def __init__(self, begin: Callable[[StartCommand], None]) -> None:

@@ -225,6 +225,8 @@ class Control:
         for slot in self.roster.in_order():
             if self.keeper.stopping.is_set():
                 return
+            if not self.roster.holds(slot):
+                continue
             run = await self.keeper.start(slot)
             if self.keeper.take(slot, run):
                 continue
@@ -398,35 +400,6 @@ class Control:
         for slot in reversed(self.roster.in_order()):
             await self.keeper.stop(slot)
 
-    async def stop_together(self) -> None:
-        """Stop all children at once; each has its own grace time, so all take as long as the longest."""
-        async with trio.open_nursery() as nursery:
-            for slot in self.roster.in_order():
-                nursery.start_soon(self.keeper.stop, slot)
-
-
-class PoolControl(Control):
-    """Stops its children all at once: they are alike, and none depends on another."""
-
-    async def stop_all(self) -> None:
-        """See `stop_together`."""
-        await self.stop_together()
-
-
-class ConcurrentControl(PoolControl):
-    """Does things to different children at the same time, and forgets those that have ended."""
-
-    def is_free(self) -> bool:
-        """A start may begin at once, whatever else is going on."""
-        return not self.keeper.stopping.is_set()
-
-    def wait_for_start(self, run: Incarnation | None) -> None:
-        """Wait for none."""
-
-    async def carry_out(self, action: Callable[..., Awaitable[object]], *args: Any) -> None:
-        """Do one thing to one child, beside whatever else is going on."""
-        self.nursery.start_soon(_shielded, action, *args, name=f"{self._owner.path} (supervisor)")
-
 
 _Item = _Exit | _Retry | _Unstarted | Command[Any]
 
@@ -443,8 +416,3 @@ def _start_error(slot: Slot, run: Incarnation) -> ChildStartError:
     cause = run.reason.error if run.reason is not None else None
     error.__cause__ = cause or RuntimeError(f"it ended ({run.reason}) without calling task_status.started()")
     return error
-
-
-async def _shielded(action: Callable[..., Awaitable[object]], *args: Any) -> None:
-    with trio.CancelScope(shield=True):
-        await action(*args)

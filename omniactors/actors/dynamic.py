@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from omniactors.actors.control import ConcurrentControl
 from omniactors.actors.rules import Intensity
 from omniactors.actors.specs import ChildSource, Flags
 from omniactors.actors.supervisor import Supervisor
+from omniactors.actors.together import ConcurrentControl
 from omniactors.actors.trees import tree_source
 
 if TYPE_CHECKING:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
-from omniactors.actors.control import Control, PoolControl
 from omniactors.actors.supervisor import Supervisor
+from omniactors.actors.together import PoolControl
 from omniactors.actors.waiting import check_not_inside, current_place
+from omniactors.errors import ChildRunning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from omniactors.actors.control import Control
     from omniactors.actors.notices import Notice
     from omniactors.actors.registry import Registry
     from omniactors.actors.slot import Slot
@@ -81,7 +84,8 @@ class PoolSupervisor(Supervisor):
         if slot is None:
             await self.start_child(spec)
         elif slot.state == "stopped":
-            await self.restart_child(spec.id)
+            with contextlib.suppress(ChildRunning):  # the pool was starting, and has started it meanwhile
+                await self.restart_child(spec.id)
 
     def check_not_leaving(self) -> None:
         """Raise DeadlockError when the current task is an actor that leaves."""

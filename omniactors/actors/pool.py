@@ -322,7 +322,8 @@ class MemberChild(ActorChild):
         if isinstance(owner, PoolSupervisor) and not owner.is_stopping:
             self._crew.team.leave(self._number)
             self._crew.team.take_over(take_all(self.queue))
-            self._crew.team.gone(self._number, self._work_queue)
+        # Also while all of them stop: one that was leaving has a queue that no next life works off.
+        self._crew.team.gone(self._number, self._work_queue)
         super().slot_closed(reason)
 
 

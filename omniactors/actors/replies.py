@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Never, cast
 
 from omniactors.errors import AskFailed
 
@@ -17,8 +17,9 @@ class _NoReply:
         return "NoReply"
 
 
-NoReply: Final[Any] = _NoReply()
-"""Returned by a handler that has called `self.reply_later()`: the reply comes through the handle."""
+def is_no_reply(value: object) -> bool:
+    """Whether a handler returned `NoReply`."""
+    return isinstance(value, _NoReply)
 
 
 class ReplyHandle:
@@ -49,3 +50,8 @@ class ReplyHandle:
             failure = AskFailed(self._path, self._ask.message)
             failure.__cause__ = error
             self._ask.fail(failure)
+
+
+# Typed so that a handler of any reply type may return it.
+NoReply: Final[Never] = cast("Never", _NoReply())
+"""Returned by a handler that has called `self.reply_later()`: the reply comes through the handle."""

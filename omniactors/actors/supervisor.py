@@ -292,7 +292,7 @@ class Supervisor:
     async def stop_slot(self, slot: Slot) -> None:
         """As `stop_child`, by slot: what `ChildRef.stop` calls."""
         check_not_inside(slot.place)
-        if slot.state == "stopped":
+        if slot.state == "stopped" and slot.reason is not None:  # not one that is yet to be started with the others
             await trio.lowlevel.checkpoint()
             return
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,11 +28,14 @@ from omniactors import (
     ChildStartError,
     ChildStartFailed,
     ChildStopped,
+    Down,
     DynamicSupervisor,
     GaveUp,
     Intensity,
     Mailbox,
+    NoReply,
     OmniActorsError,
+    ReplyHandle,
     Request,
     SupervisorClosed,
     on,
@@ -616,3 +620,91 @@ def test_a_crash_in_a_background_task_of_a_lifespan_restarts_the_actor() -> None
 
     assert cancel_everywhere(scenario, check) > 15
     assert set(overlaps) == {2}, "the lifespan and its one task"
+
+
+# -- what an actor does beside its messages -------------------------------------------------------
+
+
+class Fetch(Request[int]):
+    """Answered when background work has come back."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The outcome of background work."""
+
+    value: int
+
+
+class Fetcher(Actor[Fetch | Fetched | Down]):
+    """Owes its replies while work goes on in the background; watches a peer."""
+
+    def __init__(self, trail: Trail, peer: ActorRef[Any], downs: list[str]) -> None:
+        self._trail = trail
+        self._peer = peer
+        self._downs = downs
+        self._owed: list[ReplyHandle] = []
+
+    async def on_start(self) -> None:
+        self.watch(self._peer)
+
+    @on
+    async def fetch(self, _message: Fetch) -> int:
+        self._owed.append(self.reply_later())
+        self.start_soon(self._work, then=lambda outcome: Fetched(outcome.unwrap()))
+        return NoReply  # type: ignore[no-any-return]
+
+    async def _work(self) -> int:
+        async with self._trail.step():
+            await trio.sleep(1)
+            return 5
+
+    @on
+    async def fetched(self, message: Fetched) -> None:
+        self._owed.pop().reply(message.value)
+
+    @on
+    async def down(self, message: Down) -> None:
+        self._downs.append(message.ref.path)
+
+
+def test_background_work_and_replies_that_are_owed() -> None:
+    """C11: the work ends with its incarnation, and whoever waits for an owed reply is told."""
+    ledger, trail = Ledger(["r/peer", "r/fetcher"]), Trail()
+    asks, downs = Trail(), list[str]()
+    ends: list[str] = []
+
+    async def ask(ref: ActorRef[Any]) -> None:
+        with trio.CancelScope(shield=True), trio.fail_after(HANG / 2):
+            async with asks.step():
+                try:
+                    ends.append(f"reply {await ref.ask(Fetch())}")
+                except ActorStopped:
+                    ends.append("stopped")
+
+    async def scenario() -> None:
+        spec = ChildSpec(Counter, id="peer")
+        async with (
+            trio.open_nursery() as nursery,
+            open_supervisor(spec, intensity=OFTEN, name="r", emit=ledger) as sup,
+        ):
+            peer = as_actor(sup.child("peer"))
+            fetcher = await sup.start_child(ChildSpec(Fetcher, trail, peer, downs, id="fetcher"))
+            for _ in range(2):
+                nursery.start_soon(ask, fetcher)
+            await peer.tell(Boom())
+            await trio.sleep(2)
+            await fetcher.suspend()
+            nursery.start_soon(ask, fetcher)
+            await wait_all_tasks_blocked()
+            await fetcher.resume()
+            await trio.sleep(2)
+
+    def check() -> None:
+        ledger.settle()
+        trail.settle()
+        asks.settle()
+
+    assert cancel_everywhere(scenario, check) > 30
+    assert set(ends) == {"reply 5", "stopped"}
+    assert set(downs) == {"r/peer"}

@@ -520,7 +520,7 @@ class Desk(Actor[Late | Answer | Boom]):
     @on
     async def late(self, _message: Late) -> str:
         self.owed.append(self.reply_later())
-        return NoReply  # type: ignore[no-any-return]
+        return NoReply
 
     @on
     async def answer(self, _message: Answer) -> int:
@@ -580,7 +580,7 @@ async def test_a_late_reply_may_be_an_error_and_no_reply_needs_a_handle() -> Non
         @on
         async def late(self, _message: Late) -> str:
             self.reply_later().fail(KeyError("nothing"))
-            return NoReply  # type: ignore[no-any-return]
+            return NoReply
 
     async with open_supervisor() as sup:
         ref = await sup.start_child(Odd)
@@ -676,7 +676,7 @@ class Door(Actor[Open | Note | Log | Boom]):
 
     async def closed_log(self, message: Log) -> list[str]:
         self.stash(message)
-        return NoReply  # type: ignore[no-any-return]
+        return NoReply
 
 
 async def test_stashed_messages_are_handled_first_and_in_order() -> None:

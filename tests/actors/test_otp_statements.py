@@ -99,6 +99,31 @@ async def test_each_start_of_a_child_is_told_and_no_other_task() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_child_that_is_yet_to_start_can_be_stopped(autojump_clock: MockClock) -> None:
+    """OTP hears of it when the start is over, too."""
+
+    async def stops(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await supervisors[0].stop_child("late")
+        stopped_at.append(trio.current_time())
+        await trio.sleep_forever()
+
+    async def slow(*, task_status: trio.TaskStatus[None]) -> None:
+        await trio.sleep(5)
+        task_status.started()
+        await trio.sleep_forever()
+
+    class Names(Actor[int]):
+        async def on_start(self) -> None:
+            supervisors.append(self.supervisor)
+
+    supervisors: list[Supervisor] = []
+    stopped_at: list[float] = []
+    async with open_supervisor(Names, stops, ChildSpec(slow, id="slow"), ChildSpec(Counter, id="late")) as sup:
+        await wait_all_tasks_blocked()
+        assert (sup.child("late").status, sup.child("late").incarnation, stopped_at) == ("stopped", 1, [5])
+
+
 # -- managing -------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ def peak() -> float:
 
 
 def rows() -> list[Row]:
-    """Measure everything here; some twenty seconds."""
+    """Measure everything here; some thirty seconds, most of them for the many."""
     rounds = [(trio.run(supervised), trio.run(bare), pykka_rate() or 0.0) for _ in range(ROUNDS)]
     ours, limit, threads = (median(rates) for rates in zip(*rounds, strict=True))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as others:
