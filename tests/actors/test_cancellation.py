@@ -652,7 +652,7 @@ class Fetcher(Actor[Fetch | Fetched | Down]):
     async def fetch(self, _message: Fetch) -> int:
         self._owed.append(self.reply_later())
         self.start_soon(self._work, then=lambda outcome: Fetched(outcome.unwrap()))
-        return NoReply  # type: ignore[no-any-return]
+        return NoReply
 
     async def _work(self) -> int:
         async with self._trail.step():
