@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import trio
@@ -248,7 +248,8 @@ class OmniActors:
         if self._supervisor is not None:
             raise OmniActorsError("the system runs already")
         settings = self.settings.with_gateway(listen=listen, token=token)
-        sys.stderr.write(f"omniactors: {settings.describe()}\n")
+        with suppress(OSError, AttributeError):  # nobody reads it, or there is no stderr: no reason not to run
+            sys.stderr.write(f"omniactors: {settings.describe()}\n")
         try:
             async with open_supervisor(
                 subtree(*self._edge(settings), name="edge"),

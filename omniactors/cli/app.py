@@ -13,7 +13,7 @@ import omniactors
 from omniactors.cli import agents, streams, tasks
 from omniactors.cli.exits import ExitCode, OutputClosed, exit_code, expected_error
 from omniactors.cli.loading import UserCodeError
-from omniactors.cli.output import Format, FormatOption, complain, forget_stdout, print_json, stderr, stdout
+from omniactors.cli.output import Format, FormatOption, complain, flush_notices, forget, print_json, stderr, stdout
 from omniactors.cli.run import run
 from omniactors.cli.watch import watch
 from omniactors.settings import read_settings
@@ -82,10 +82,12 @@ def main() -> None:
         if known is None:
             raise
         if isinstance(known, OutputClosed):
-            forget_stdout()
+            forget(sys.stdout)
         else:
             _tell(known)
         sys.exit(exit_code(known))
+    finally:
+        flush_notices()
 
 
 def _tell(error: OmniActorsError) -> None:

@@ -54,6 +54,7 @@ class _Notices(Console):
 
     def on_broken_pipe(self) -> None:
         """Called by rich."""
+        forget(sys.stderr)
 
 
 def _width(stream: TextIO) -> int | None:
@@ -70,10 +71,19 @@ def stderr() -> Console:
     return _Notices()
 
 
-def forget_stdout() -> None:
+def forget(stream: TextIO | None) -> None:
     """Lead what is left to write nowhere, so that the interpreter does not complain when it ends."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def flush_notices() -> None:
+    """Write what stderr still holds, or forget it when nobody reads; else the exit code would become 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        forget(sys.stderr)
 
 
 def print_json(value: object) -> None:
