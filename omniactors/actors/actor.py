@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
-from omniactors.actors.cell import ActorHooks, Cell, Lane
+from omniactors.actors.cell import ActorHooks, Cell
 from omniactors.actors.mailbox import Mailbox, MailboxQueue
 from omniactors.actors.messages import HandlerTable, become_table, build_table, definer_namespace
 from omniactors.actors.notices import MessagesLost
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from outcome import Outcome
 
     from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.lanes import Lane
     from omniactors.actors.refs import ChildRef
     from omniactors.actors.registry import Registry
     from omniactors.actors.rules import RestartType

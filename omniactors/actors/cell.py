@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from omniactors.actors.background import Work
     from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.lanes import Lane, Source
     from omniactors.actors.messages import Handler, HandlerTable
     from omniactors.actors.refs import ActorRef
     from omniactors.actors.snapshots import Snapshots
@@ -37,26 +38,6 @@ BATCH = 32
 """Messages between two looks at the clock: a look costs as much as a small handler."""
 TIME_SLICE = 0.001
 """Seconds an actor may work before it lets other tasks run, if its handlers never wait by themselves."""
-
-
-class Source(Protocol):
-    """Where an idle actor waits for work."""
-
-    def add_idle(self, parker: Parker) -> None:
-        """Wake this parker when there is something to take."""
-        ...
-
-    def discard_idle(self, parker: Parker) -> None:
-        """Forget this parker."""
-        ...
-
-
-class Lane(Source, Protocol):
-    """A source of work beside the mailbox, shared by as many actors as like to pull from it."""
-
-    def take(self) -> object | None:
-        """The next item, or None when there is nothing to do now."""
-        ...
 
 
 class ActorHooks(Protocol):
@@ -121,13 +102,13 @@ class Cell:
         snapshots: Snapshots | None = None,
     ) -> None:
         self._actor = actor
-        self._queues = queues
+        self._queues = tuple(queues)
         self._table = self._handlers = handlers
         self._status = status
         self._snapshots = snapshots
         """Where to keep the actor's state after each message, if it says what that is."""
         self._lane: Lane | None = None
-        self._sources: list[Source] = [*queues]
+        self._sources: tuple[Source, ...] = self._queues
         self._parker = Parker()
         self._asked = False
         self._has_attention = False
@@ -149,7 +130,7 @@ class Cell:
         """Work until asked to stop; raises whatever a handler raised."""
         if lane is not None:
             self._lane = lane
-            self._sources.append(lane)
+            self._sources = (*self._queues, lane)
         try:
             await self._actor.on_start()
             self._status.on_stop = self._stop
@@ -157,29 +138,29 @@ class Cell:
             self._queues[0].on_control = self._attend
             self._has_attention = True
             self._status.started(ref)
-            await self._live()
+            # What follows is not a function of its own: an idle actor stands here, and each frame costs memory.
+            try:
+                await self._work()
+            except Exception as error:
+                await self._leave_behind()
+                await self._say_goodbye(error)
+                raise
+            finally:
+                self._let_go()
+            await self._leave_behind()
+            await self._actor.on_stop(ExitReason.SHUTDOWN if self._asked else ExitReason.NORMAL)
         finally:
+            self._fail_owed()
             if self._background is not None:
                 await self._background.finish()
 
-    async def _live(self) -> None:
-        try:
-            await self._work()
-        except Exception as error:
-            await self._leave_behind()
-            await self._say_goodbye(error)
-            raise
-        except BaseException:
-            self._fail_owed()
-            raise
-        finally:
-            self._queues[0].on_control = None
-            if self._watches is not None:
-                self._watches.clear()
-            for queue in self._queues[1:]:
-                queue.pass_on()
-        await self._leave_behind()
-        await self._actor.on_stop(ExitReason.SHUTDOWN if self._asked else ExitReason.NORMAL)
+    def _let_go(self) -> None:
+        """Hear of nothing more."""
+        self._queues[0].on_control = None
+        if self._watches is not None:
+            self._watches.clear()
+        for queue in self._queues[1:]:
+            queue.pass_on()
 
     # -- what the actor itself asks for -----------------------------------------------------------
 
@@ -390,10 +371,8 @@ class Cell:
         if self._is_cancelled:
             await trio.lowlevel.checkpoint()
         is_busy = False
-        controls = self._queues[0].controls
-        while controls:
+        for control in self._queues[0].take_controls():
             is_busy = True
-            control = controls.pop(0)
             if control.task is not None:
                 control.finish(outcome.capture(_perform, control, self))
         while self._news and not self._left:
