@@ -6,13 +6,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import outcome
 import trio
 
 from omniactors.actors.background import Background
-from omniactors.actors.controls import Control
 from omniactors.actors.mailbox import Ask, MailboxQueue, Parker
 from omniactors.actors.replies import is_no_reply
 from omniactors.actors.rules import ExitReason
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from outcome import Outcome
 
     from omniactors.actors.background import Work
+    from omniactors.actors.controls import Control
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.lanes import Lane, Source
     from omniactors.actors.messages import Handler, HandlerTable
@@ -266,7 +266,7 @@ class Cell:
             is_busy = self._has_attention and await self._look_around()
             if self._timers is not None:
                 is_busy = await self._handle_due_timer() or is_busy
-            if not self._is_suspended and not self._left:
+            if not self._is_suspended and not self._left and self._may_have_work():
                 is_busy = await self._take_turns() or is_busy
             if is_busy:
                 if self._is_cancelled or time.perf_counter() >= self._slice_end:
@@ -276,6 +276,15 @@ class Cell:
                 return
             elif not self._left and not self._has_attention:
                 await self._wait_for_work()
+
+    def _may_have_work(self) -> bool:
+        """Whether taking turns is worth its cost."""
+        if self._lane is not None:
+            return True
+        for queue in self._queues:  # noqa: SIM110 -- any() takes three times as long
+            if queue.messages:
+                return True
+        return False
 
     async def _take_turns(self) -> bool:
         """Handle some messages of each queue, then one item of the lane; False when there was nothing."""
@@ -374,7 +383,7 @@ class Cell:
         for control in self._queues[0].take_controls():
             is_busy = True
             if control.task is not None:
-                control.finish(outcome.capture(_perform, control, self))
+                control.finish(outcome.capture(cast("Control", control.message).perform, self))
         while self._news and not self._left:
             is_busy = True
             await self._news.popleft()()
@@ -436,10 +445,3 @@ class Cell:
 
 
 MESSAGE_LOOP = Cell._drain.__code__  # noqa: SLF001 -- inspection finds the message in hand in this frame
-
-
-def _perform(control: Ask, cell: Cell) -> object:
-    action = control.message
-    if not isinstance(action, Control):
-        raise TypeError(f"{action!r} is no control")
-    return action.perform(cell)

@@ -275,8 +275,9 @@ class MailboxQueue:
 
     def discard_idle(self, parker: Parker) -> None:
         """Forget `parker`; harmless when it is not known."""
-        self._idle.pop(parker, None)
-        self._set_limit()
+        if parker in self._idle:
+            del self._idle[parker]
+            self._set_limit()
 
     def open(self) -> None:
         """Take messages (again); what an earlier incarnation put aside comes first."""
