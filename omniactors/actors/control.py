@@ -31,7 +31,7 @@ from omniactors.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.slot import Slot, SlotOwner
@@ -133,6 +133,10 @@ class Control:
     def is_free(self) -> bool:
         """Whether the control task has nothing to do, so that a start may begin at once."""
         return self._parker.is_parked and not self._inbox and self._begun is None
+
+    def being_undone(self, _child_id: Hashable) -> Slot | None:
+        """The child of this id whose start is being undone beside other things: none here, requests take turns."""
+        return None
 
     # -- what commands do -------------------------------------------------------------------------
 

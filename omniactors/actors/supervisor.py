@@ -264,6 +264,8 @@ class Supervisor:
         spec = as_spec(what, args)
         self.flags.check_spec(spec)
         control = self._control
+        while (undone := control.being_undone(spec.id)) is not None:
+            await undone.wait_stopped()
         return await control.request(StartCommand(lambda command: control.begin_new(spec, command)))
 
     async def stop_child(self, child_id: Hashable) -> None:

@@ -9,9 +9,10 @@ import trio
 from omniactors.actors.control import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from omniactors.actors.incarnation import Incarnation
+    from omniactors.actors.slot import Slot
 
 
 class PoolControl(Control):
@@ -30,6 +31,12 @@ class ConcurrentControl(PoolControl):
     def is_free(self) -> bool:
         """A start may begin at once, whatever else is going on."""
         return not self.keeper.stopping.is_set()
+
+    def being_undone(self, child_id: Hashable) -> Slot | None:
+        """The child of this id whose start is being undone: its id is about to be free again."""
+        slot = self.roster.find(child_id) if child_id is not None else None
+        run = slot.run if slot is not None else None
+        return slot if run is not None and run.expected and not run.is_started else None
 
     def wait_for_start(self, run: Incarnation | None) -> None:
         """Wait for none."""

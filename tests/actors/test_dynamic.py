@@ -302,3 +302,18 @@ def test_bad_pools_are_refused() -> None:
         pool(Counter, size=1, route="nearest")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="given to pool"):
         ChildSpec(pool(Counter, size=1), 3)
+
+
+async def test_a_start_that_was_given_up_leaves_its_id_free(autojump_clock: trio.testing.MockClock) -> None:
+    """C8: a running child or none, also for whoever asks right afterwards."""
+
+    async def lingers(*, task_status: trio.TaskStatus[None]) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+
+    async with DynamicSupervisor() as sup:
+        with trio.move_on_after(1):
+            await sup.start_child(ChildSpec(lingers, id="x"))
+        ref = await sup.start_child(ChildSpec(trio.sleep_forever, id="x"))
+        assert (ref.status, trio.current_time() >= 5) == ("running", True)
+        assert sup.count_children().specs == 1
