@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
-from omniactors.actors.cell import ActorHooks, Cell
+from omniactors.actors.cell import Cell
 from omniactors.actors.mailbox import Mailbox, MailboxQueue
 from omniactors.actors.messages import HandlerTable, become_table, build_table, definer_namespace
 from omniactors.actors.notices import MessagesLost
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from outcome import Outcome
 
+    from omniactors.actors.hooks import ActorHooks
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.lanes import Lane
     from omniactors.actors.refs import ChildRef
@@ -235,14 +236,17 @@ class ActorChild:
         cell = Cell(cast("ActorHooks", actor), queues, self._cls.__handlers__, status=status, snapshots=self._snapshots)
         ref = cast("ActorRef[Any]", slot.ref)
         actor.__attach__(ActorContext(slot, ref, cell))
-        state = self._snapshots.offer() if self._snapshots is not None else None
-        if state is not None:
-            actor.restore(*state)
-        if self._cls.lifespan is Actor.lifespan:
-            await cell.run(ref, actor.__lane__())
-        else:
-            async with actor.lifespan():
+        try:
+            state = self._snapshots.offer() if self._snapshots is not None else None
+            if state is not None:
+                actor.restore(*state)
+            if self._cls.lifespan is Actor.lifespan:
                 await cell.run(ref, actor.__lane__())
+            else:
+                async with actor.lifespan():
+                    await cell.run(ref, actor.__lane__())
+        finally:
+            await cell.finish()
 
     @property
     def queue(self) -> MailboxQueue:
@@ -263,6 +267,8 @@ class ActorChild:
         """Keep the queued messages for the next incarnation, unless the spec says otherwise."""
         if self._on_crash == "dead_letter" and reason.kind == "crash":
             self.queue.clear()
+        if self._snapshots is not None and reason.kind in ("normal", "shutdown"):
+            self._snapshots.worked()
 
     def slot_closed(self, reason: ExitReason) -> None:
         """Fail the queued asks and report the queued messages."""

@@ -45,10 +45,10 @@ class Background:
         result: outcome.Outcome[Any] | None = None
         try:
             with scope:
-                try:
-                    result = outcome.Value(await work(*args))
-                except Exception as error:  # noqa: BLE001 -- the actor is told, whatever it is
-                    result = outcome.Error(error)
+                result = outcome.Value(await work(*args))
+        except Exception as error:  # noqa: BLE001 -- the actor is told, whatever it is
+            # Around the scope: what comes with a cancellation, in one group, is told from it only there.
+            result = outcome.Error(error)
         finally:
             del self._scopes[scope]
             if not self._scopes and self._is_over:

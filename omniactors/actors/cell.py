@@ -6,18 +6,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import outcome
 import trio
 
 from omniactors.actors.background import Background
 from omniactors.actors.mailbox import Ask, MailboxQueue, Parker
-from omniactors.actors.replies import is_no_reply
+from omniactors.actors.replies import Owed, is_no_reply
 from omniactors.actors.rules import ExitReason
 from omniactors.actors.timers import Timers
 from omniactors.actors.watching import Watches
-from omniactors.errors import AskFailed, UnhandledMessage
+from omniactors.errors import ActorStopped, AskFailed, UnhandledMessage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from omniactors.actors.background import Work
     from omniactors.actors.controls import Control
+    from omniactors.actors.hooks import ActorHooks
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.lanes import Lane, Source
     from omniactors.actors.messages import Handler, HandlerTable
@@ -38,25 +39,6 @@ BATCH = 32
 """Messages between two looks at the clock: a look costs as much as a small handler."""
 TIME_SLICE = 0.001
 """Seconds an actor may work before it lets other tasks run, if its handlers never wait by themselves."""
-
-
-class ActorHooks(Protocol):
-    """What the loop calls on an actor, apart from its handlers."""
-
-    async def on_start(self) -> None:
-        """Before the actor counts as started."""
-
-    async def on_stop(self, reason: ExitReason) -> None:
-        """After the last message."""
-
-    def snapshot(self) -> object:
-        """The state to offer to the next incarnation."""
-
-    def restore(self, state: Any) -> None:  # noqa: ANN401 -- whatever snapshot() returned
-        """Begin with this state."""
-
-    async def __work__(self, item: Any) -> None:  # noqa: ANN401 -- whatever the lane holds
-        """One item of the lane."""
 
 
 class Cell:
@@ -124,7 +106,7 @@ class Cell:
         self._timers: Timers | None = None
         self._watches: Watches | None = None
         self._background: Background | None = None
-        self._owed: dict[Ask, None] | None = None
+        self._owed: Owed | None = None
 
     async def run(self, ref: ActorRef[Any], lane: Lane | None) -> None:
         """Work until asked to stop; raises whatever a handler raised."""
@@ -150,9 +132,13 @@ class Cell:
             await self._leave_behind()
             await self._actor.on_stop(ExitReason.SHUTDOWN if self._asked else ExitReason.NORMAL)
         finally:
-            self._fail_owed()
-            if self._background is not None:
-                await self._background.finish()
+            await self.finish()
+
+    async def finish(self) -> None:
+        """End for good: of what was begun beside the messages, at whatever time, nothing goes on; idempotent."""
+        if self._watches is not None:
+            self._watches.clear()
+        await self._leave_behind()
 
     def _let_go(self) -> None:
         """Hear of nothing more."""
@@ -195,6 +181,8 @@ class Cell:
         ask = self.ask_in_hand
         if ask is not None and ask.message is message:
             self._disown(ask)
+            if ask.task is None:  # nobody waits for it any more
+                return
             message = ask
         self._queues[0].stash(message)
 
@@ -213,8 +201,8 @@ class Cell:
         if ask is not None:
             self._disown(ask)
             if self._owed is None:
-                self._owed = {}
-            self._owed = {owed: None for owed in self._owed if owed.task is not None} | {ask: None}
+                self._owed = Owed()
+            self._owed.add(ask)
         return ask
 
     def check_handled(self, message: object) -> None:
@@ -227,6 +215,8 @@ class Cell:
     def suspend(self) -> None:
         """Handle no messages and no items until resumed; timers, news and controls go on."""
         self._is_suspended = self._has_attention = True
+        for queue in self._queues[1:]:
+            queue.pass_on()
 
     def resume(self) -> None:
         """Go on where it was suspended."""
@@ -264,7 +254,7 @@ class Cell:
         self._slice_end = time.perf_counter() + TIME_SLICE
         while not self._left:
             is_busy = self._has_attention and await self._look_around()
-            if self._timers is not None:
+            if self._timers is not None and not self._asked:
                 is_busy = await self._handle_due_timer() or is_busy
             if not self._is_suspended and not self._left and self._may_have_work():
                 is_busy = await self._take_turns() or is_busy
@@ -369,7 +359,7 @@ class Cell:
     def _disown(self, ask: Ask) -> None:
         """The handler's return is no reply to this ask, and its asker waits for nobody in particular."""
         self.ask_in_hand = None
-        if ask.asker is not None:
+        if ask.asker is not None and ask.task is not None:
             ask.asker.go_on()
 
     # -- ahead of messages ----------------------------------------------------------------------------
@@ -384,27 +374,41 @@ class Cell:
             is_busy = True
             if control.task is not None:
                 control.finish(outcome.capture(cast("Control", control.message).perform, self))
-        while self._news and not self._left:
-            is_busy = True
-            await self._news.popleft()()
+        # Those that are here now: handling them may bring others, for ever, and then other tasks must run too.
+        for _ in range(len(self._news or ())):
+            if self._news and not self._left:
+                is_busy = True
+                await self._news.popleft()()
         return is_busy
 
     async def _handle_due_timer(self) -> bool:
         message = self._timers.take_due(trio.current_time()) if self._timers is not None else None
         if message is None:
             return False
-        await self._handler_of(message)(self._actor, message)
+        await self._handle_own(message)
         return True
+
+    async def _handle_own(self, message: object) -> None:
+        """Handle a message that came from no mailbox."""
+        await self._handler_of(message)(self._actor, message)
+        if self._snapshots is not None:
+            self._snapshots.take(self._actor.snapshot())
 
     async def _deliver(self, message: object, is_wanted: Callable[[], bool]) -> None:
         if is_wanted():
-            await self._handler_of(message)(self._actor, message)
+            await self._handle_own(message)
 
     async def _finished(self, result: Outcome[Any], then: Callable[[Outcome[Any]], object] | None) -> None:
         if then is None:
-            result.unwrap()
+            if not self._asked or not self._is_about_the_end(result):
+                result.unwrap()
         else:
-            await self._deliver(then(result), lambda: True)
+            await self._handle_own(then(result))
+
+    def _is_about_the_end(self, result: Outcome[Any]) -> bool:
+        """Whether background work failed since it talked to this very actor, which takes no messages any more."""
+        error = result.error if isinstance(result, outcome.Error) else None
+        return isinstance(error, ActorStopped) and error.path == self._queues[0].path
 
     async def _wait_for_work(self) -> None:
         parker = self._parker
@@ -432,9 +436,8 @@ class Cell:
             await self._background.finish()
 
     def _fail_owed(self) -> None:
-        for ask in self._owed or ():
-            ask.fail(self._queues[0].stopped(ask.message))
-        self._owed = None
+        if self._owed is not None:
+            self._owed.fail_all(self._queues[0].stopped)
 
     async def _say_goodbye(self, error: Exception) -> None:
         """Call `on_stop` for a crash; what it raises itself is noted on the crash, which stays the reason."""

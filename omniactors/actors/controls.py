@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from omniactors.actors.cell import ActorHooks
+    from omniactors.actors.hooks import ActorHooks
 
 
 class Controlled(Protocol):

@@ -50,7 +50,8 @@ class Incarnation:
         self.task: trio.lowlevel.Task | None = None
         self.nursery: trio.Nursery | None = None
         """Where the child may run tasks of its own: that of its supervisor."""
-        self._at_end: list[Callable[[ExitReason], None]] | None = None
+        # Keys in their order: a watcher that ends first is taken out, however many there are.
+        self._at_end: dict[Callable[[ExitReason], None], None] | None = None
         self.before_end: Callable[[], None] | None = None
         """Called when the child has ended, before anybody else is told: it frees the names that the child took."""
         self.is_started = False
@@ -90,9 +91,14 @@ class Incarnation:
         if self.reason is not None:
             told(self.reason)
         elif self._at_end is None:
-            self._at_end = [told]
+            self._at_end = {told: None}
         else:
-            self._at_end.append(told)
+            self._at_end[told] = None
+
+    def forget_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Take `call_at_end(told)` back."""
+        if self._at_end is not None:
+            self._at_end.pop(told, None)
 
     def ask_to_stop(self) -> None:
         """Ask the child to end in order; idempotent."""

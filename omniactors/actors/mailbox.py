@@ -320,6 +320,7 @@ class MailboxQueue:
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             ask.give_up()
+            self.controls = tuple(control for control in self.controls if control is not ask)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
@@ -374,6 +375,11 @@ class MailboxQueue:
         self.dropped += 1
         if overflow == "drop_newest":
             victim = message
+        elif self.stashed:
+            victim, *rest = self.stashed
+            self.stashed = tuple(rest)
+            self.taken += 1
+            self._set_limit()
         else:
             victim = self.messages.popleft()
             self.taken += 1
@@ -389,10 +395,14 @@ class MailboxQueue:
         if ask in self.senders:
             del self.senders[ask]
             return
-        try:
-            self.messages.remove(ask)
-        except ValueError:
-            return
+        if ask in self.stashed:
+            self.stashed = tuple(message for message in self.stashed if message is not ask)
+            self._set_limit()
+        else:
+            try:
+                self.messages.remove(ask)
+            except ValueError:
+                return
         self.taken += 1
         self.admit()
 

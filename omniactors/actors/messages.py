@@ -63,6 +63,10 @@ def _mark(handler: F, kinds: tuple[type, ...], body: dict[str, Any]) -> F:
 class HandlerTable(dict[type, "Handler"]):
     """Handlers by exact message type; types met later are added when a base of theirs has one."""
 
+    def __init__(self, handlers: Mapping[type, Handler] | None = None) -> None:
+        super().__init__(handlers or {})
+        self._learned: set[type] = set()
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the types that have a handler."""
@@ -72,14 +76,16 @@ class HandlerTable(dict[type, "Handler"]):
         """Whether a message of this type has a handler, its own or a base's."""
         if kind in self:
             return True
-        for base in kind.__mro__[1:-1]:
+        for base in kind.__mro__[1:]:
             if base in self:
                 self[kind] = self[base]
+                self._learned.add(kind)
                 return True
-        if object in self:
-            self[kind] = self[object]
-            return True
         return False
+
+    def own(self) -> HandlerTable:
+        """A copy without the types met later."""
+        return HandlerTable({kind: handler for kind, handler in self.items() if kind not in self._learned})
 
 
 def build_table(cls: type, namespace: dict[str, Any]) -> HandlerTable:
@@ -171,7 +177,7 @@ def become_table(cls: type, own: HandlerTable, handlers: Sequence[Callable[[Any]
 
     Raises TypeError for one that is no handler, and for a type that the class has no handler for.
     """
-    table = HandlerTable(own)
+    table = own.own()
     for handler in handlers:
         function = getattr(handler, "__func__", None)
         if function is None:

@@ -112,6 +112,10 @@ class ChildRef:
         """
         self._slot.call_at_end(told)
 
+    def forget_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Take `call_at_end(told)` back; harmless when it was called already."""
+        self._slot.forget_at_end(told)
+
     async def wait_stopped(self) -> ExitReason:
         """Wait until the child has ended and is not about to be restarted; cancellable."""
         return await self._slot.wait_stopped()

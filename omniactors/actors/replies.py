@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final, Never, cast
 
 from omniactors.errors import AskFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omniactors.actors.mailbox import Ask
 
 
@@ -50,6 +53,28 @@ class ReplyHandle:
             failure = AskFailed(self._path, self._ask.message)
             failure.__cause__ = error
             self._ask.fail(failure)
+
+
+class Owed:
+    """The asks to which one incarnation owes a reply; those that were answered elsewhere are dropped in time."""
+
+    def __init__(self) -> None:
+        self._asks: deque[Ask] = deque()
+
+    def add(self, ask: Ask) -> None:
+        """Owe one more."""
+        # Two are looked at for one that comes: about half are kept in vain at most, at a fixed cost.
+        for _ in range(min(2, len(self._asks))):
+            owed = self._asks.popleft()
+            if owed.task is not None:
+                self._asks.append(owed)
+        self._asks.append(ask)
+
+    def fail_all(self, error: Callable[[object], Exception]) -> None:
+        """Fail each with what `error` makes of its message, and owe nothing."""
+        while self._asks:
+            ask = self._asks.popleft()
+            ask.fail(error(ask.message))
 
 
 # Typed so that a handler of any reply type may return it.

@@ -171,6 +171,11 @@ class Slot:
         else:
             told(self.reason or ExitReason.SHUTDOWN)
 
+    def forget_at_end(self, told: Callable[[ExitReason], None]) -> None:
+        """Take `call_at_end(told)` back."""
+        if self.run is not None:
+            self.run.forget_at_end(told)
+
     def call_before_end(self, free: Callable[[], None]) -> bool:
         """Have `free` called when the present incarnation ends, before anybody is told; False when none is alive."""
         if self.run is None or self.run.reason is not None:

@@ -1,7 +1,7 @@
 """Snapshot rule: what of an actor's state its next incarnation is offered, and when it is not.
 
 The state after the last handled message is offered, at most twice in a row: if both incarnations
-that took it fail before they handled a message, it may be what makes them fail, so the next one
+that took it crash before they handled a message, it may be what makes them fail, so the next one
 begins anew.
 """
 
@@ -33,6 +33,10 @@ class Snapshots:
         if self._state is not None:
             self._offers += 1
         return self._state
+
+    def worked(self) -> None:
+        """Note that the incarnation that took the state did not fail with it."""
+        self._offers = 0
 
     def clear(self) -> None:
         """Forget it: the actor was stopped for good."""

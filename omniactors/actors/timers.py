@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 
+MAX_STALE = 32
+"""Replaced and cancelled timers that are kept in any case, lest cleaning up cost more than it frees."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Timer:
     key: Hashable
@@ -87,4 +91,8 @@ class Timers:
 
     def _push(self, timer: _Timer, due: float) -> None:
         self._number += 1
+        if len(self._due) > MAX_STALE + 2 * len(self._timers):
+            # One that is set again and again, or cancelled before it is due, would be kept until then.
+            self._due = [entry for entry in self._due if self._timers.get(entry[2].key) is entry[2]]
+            heapq.heapify(self._due)
         heapq.heappush(self._due, (due, self._number, timer))

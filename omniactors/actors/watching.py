@@ -28,28 +28,36 @@ class Watches:
 
     def __init__(self, deliver: Callable[[Down, Callable[[], bool]], None]) -> None:
         self._deliver = deliver
-        self._numbers: dict[ChildRef, int] = {}
-        self._last = 0
+        self._told: dict[ChildRef, Callable[[ExitReason], None]] = {}
 
     def add(self, ref: ChildRef) -> None:
         """Have `Down(ref, reason)` delivered when the child's incarnation ends, at once if none is alive.
 
         Watching again what is watched already changes nothing.
         """
-        if ref in self._numbers:
+        if ref in self._told:
             return
-        self._last += 1
-        number = self._numbers[ref] = self._last
-        ref.call_at_end(lambda reason: self._ended(ref, number, reason))
+
+        def told(reason: ExitReason) -> None:
+            if self._told.get(ref) is told:
+                self._deliver(Down(ref, reason), lambda: self._take(ref, told))
+
+        self._told[ref] = told
+        ref.call_at_end(told)
 
     def remove(self, ref: ChildRef) -> None:
         """Watch it no more; a message that is on its way is not delivered."""
-        self._numbers.pop(ref, None)
+        told = self._told.pop(ref, None)
+        if told is not None:
+            ref.forget_at_end(told)
 
     def clear(self) -> None:
         """Watch nothing any more."""
-        self._numbers.clear()
+        for ref in tuple(self._told):
+            self.remove(ref)
 
-    def _ended(self, ref: ChildRef, number: int, reason: ExitReason) -> None:
-        if self._numbers.get(ref) == number:
-            self._deliver(Down(ref, reason), lambda: self._numbers.pop(ref, None) == number)
+    def _take(self, ref: ChildRef, told: Callable[[ExitReason], None]) -> bool:
+        if self._told.get(ref) is not told:
+            return False
+        del self._told[ref]
+        return True

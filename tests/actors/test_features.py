@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import threading
+import weakref
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,7 @@ from omniactors import (
     Backoff,
     ChildRef,
     ChildSpec,
+    ChildStartError,
     DeadlockError,
     Down,
     ExitReason,
@@ -33,9 +38,10 @@ from omniactors import (
     open_supervisor,
     pool,
 )
+from omniactors.actors.timers import Timers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from outcome import Outcome
 
@@ -759,3 +765,289 @@ async def test_giving_up_still_works_with_all_of_it_in_use(autojump_clock: trio.
     with pytest.raises(GaveUp) as gave_up:
         await run()
     assert isinstance(gave_up.value.__cause__, OSError)
+
+
+# -- what was found by trying odd combinations ---------------------------------------------------------
+
+
+async def test_watching_the_dead_again_and_again_stops_nobody_else() -> None:
+    class Stubborn(Worker):
+        seen = 0
+
+        @on
+        async def down(self, message: Down) -> None:
+            self.seen += 1
+            if self.seen < 100_000:
+                self.watch(message.ref)
+
+    async with open_supervisor() as sup:
+        target = await sup.start_child(ChildSpec(Worker, id="target"))
+        watcher = await sup.start_child(Stubborn)
+        await sup.stop_child("target")
+        await do(watcher, lambda actor: actor.watch(target))
+        await trio.lowlevel.checkpoint()
+        assert (await watcher.get_state())["seen"] < 100_000
+
+
+async def test_what_was_watched_keeps_nothing_of_its_watchers() -> None:
+    actors: list[weakref.ref[Any]] = []
+
+    def watch(target: ChildRef) -> Callable[[Any], None]:
+        def call(actor: Any) -> None:
+            actors.append(weakref.ref(actor))
+            actor.watch(target)
+
+        return call
+
+    async with open_supervisor() as sup:
+        target = await sup.start_child(Worker)
+        for number in range(3):
+            watcher = await sup.start_child(ChildSpec(Worker, id=f"watcher {number}"))
+            await do(watcher, watch(target))
+            await sup.stop_child(watcher.id)
+            await sup.delete_child(watcher.id)
+            del watcher
+        gc.collect()
+        assert [actor() for actor in actors] == [None, None, None]
+
+
+async def test_errors_in_the_cleanup_of_background_work_stay_there() -> None:
+    async def work() -> None:
+        async def fail_at_the_end() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("while cleaning up")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_at_the_end)
+            nursery.start_soon(trio.sleep_forever)
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Worker)
+        other = await sup.start_child(Worker)
+        await do(ref, lambda actor: actor.start_soon(work))
+        await wait_all_tasks_blocked()
+        await ref.stop()
+        assert other.status == "running"
+
+
+@pytest.mark.parametrize("when", ["enter", "exit", "restore"])
+async def test_background_work_ends_wherever_it_was_begun(when: str) -> None:
+    """Work that went on would keep the supervisor from ending."""
+
+    class Host(Worker):
+        def snapshot(self) -> int:
+            return 1
+
+        def restore(self, state: int) -> None:
+            if when == "restore" and state:
+                self.start_soon(trio.sleep_forever)
+                raise OSError("no")
+
+        @asynccontextmanager
+        async def lifespan(self) -> AsyncIterator[None]:
+            if when == "enter":
+                self.start_soon(trio.sleep_forever)
+                await wait_all_tasks_blocked()
+                raise OSError("no")
+            yield
+            self.start_soon(trio.sleep_forever)
+            await wait_all_tasks_blocked()
+
+    with trio.move_on_after(5) as scope:
+        async with open_supervisor() as sup:
+            try:
+                ref = await sup.start_child(Host)
+            except ChildStartError:
+                assert when == "enter"
+            else:
+                await ref.ask(Log())
+                await ref.tell(Boom())
+                await wait_all_tasks_blocked()
+                await ref.stop()
+    assert not scope.cancelled_caught
+
+
+async def test_timers_do_not_hold_up_a_stop(autojump_clock: trio.testing.MockClock) -> None:
+    class Stepper(Worker):
+        async def on_start(self) -> None:
+            self.timers.once("step", 0, Note("step"))
+
+        @on
+        async def note(self, _message: Note) -> None:
+            await trio.sleep(0.1)
+            self.timers.once("step", 0, Note("step"))
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Stepper)
+        await trio.sleep(1)
+        began = trio.current_time()
+        await ref.stop()
+        assert (await ref.wait_stopped()) == ExitReason.SHUTDOWN
+        assert trio.current_time() - began < 1
+
+
+async def test_timers_that_are_set_again_leave_nothing_behind() -> None:
+    timers = Timers(lambda: 0.0, lambda _message: None, lambda: None)
+    messages: list[weakref.ref[Boom]] = []
+
+    def set_again() -> None:
+        message = Boom()
+        messages.append(weakref.ref(message))
+        timers.once("idle", 60, message)
+
+    for _ in range(1000):
+        set_again()
+    assert sum(message() is not None for message in messages) < 100
+    assert timers.next_due() == 60
+    assert timers.take_due(61) is not None
+    assert timers.next_due() == math.inf
+
+
+async def test_the_state_after_timers_and_news_is_kept_too(autojump_clock: trio.testing.MockClock) -> None:
+    class Restored(Keeper):
+        begun: list[Any] = []  # noqa: RUF012 -- this test's alone
+
+        def restore(self, state: list[str]) -> None:
+            self.log = state
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Restored)
+        await do(ref, lambda actor: actor.timers.once("t", 1, Note("timer")))
+        await do(ref, lambda actor: actor.start_soon(slowly, 1, 2, then=lambda _result: Note("work")))
+        await trio.sleep(3)
+        await ref.tell(Boom())
+        assert [line.partition(" ")[2] for line in await ref.ask(Log())] == ["timer", "work"]
+
+
+async def test_restarts_that_are_not_the_states_fault_do_not_cost_it() -> None:
+    class Restored(Keeper):
+        begun: list[Any] = []  # noqa: RUF012 -- this test's alone
+
+        def restore(self, state: list[str]) -> None:
+            self.log = state
+
+    async with open_supervisor(strategy="one_for_all", intensity=Intensity(9, 5.0)) as sup:
+        ref = await sup.start_child(ChildSpec(Restored, id="keeper"))
+        sibling = await sup.start_child(ChildSpec(Worker, id="sibling"))
+        await ref.ask(Log())
+        await ref.tell(Note("kept"))
+        for number in range(4):
+            await wait_all_tasks_blocked()
+            assert ref.incarnation == number + 1
+            await sibling.tell(Boom())
+        await wait_all_tasks_blocked()
+        assert len(await ref.ask(Log())) == 1
+
+
+async def test_become_covers_subclasses_that_came_before() -> None:
+    class Shout(Note):
+        pass
+
+    class Host(Worker):
+        async def other(self, message: Note) -> None:
+            self.log.append(f"other {message.text}")
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Host)
+        await ref.tell(Shout("a"))
+        await do(ref, lambda actor: actor.become(actor.other))
+        await ref.tell(Shout("b"))
+        assert (await ref.ask(Log()))[1] == "other b"
+
+
+async def test_the_oldest_that_is_dropped_may_be_a_stashed_one() -> None:
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(ChildSpec(Door, mailbox=Mailbox(2, "drop_oldest")))
+        for text in "abc":
+            await ref.tell(Note(text))
+            await wait_all_tasks_blocked()
+        await ref.tell(Open())
+        await wait_all_tasks_blocked()
+        assert (await ref.ask(Log())) == ["c"]
+        assert ref.statistics().dropped == 2
+
+
+async def test_a_stashed_ask_that_nobody_waits_for_takes_no_room(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(ChildSpec(Door, mailbox=Mailbox(2)))
+        for _ in range(5):
+            with trio.move_on_after(1):
+                await ref.ask(Log())
+        assert ref.statistics().accepted == 5
+        ref.tell_nowait(Open())
+        assert await ref.ask(Log()) == []
+
+
+async def test_a_member_that_is_suspended_leaves_its_wakeup_to_another(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(pool(Worker, size=2))
+        members = list(ref.value.which_children())
+        await wait_all_tasks_blocked()
+        for member in members:
+            done = trio.Event()
+
+            async def call(_actor: Any, done: trio.Event = done) -> None:
+                done.set()
+
+            ref.tell_nowait(Do(call))
+            await member.suspend()
+            with trio.fail_after(1):
+                await done.wait()
+            await member.resume()
+            await wait_all_tasks_blocked()
+
+
+async def rest(_actor: object) -> None:
+    await trio.sleep(4)
+
+
+async def test_a_control_that_nobody_waits_for_is_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Worker)
+        await ref.tell(Do(rest))
+        for _ in range(3):
+            with trio.move_on_after(1):
+                await ref.get_state()
+        assert ref.queue.controls == ()
+
+
+async def test_background_work_that_talks_to_its_stopping_actor_is_no_crash(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    reasons: list[ExitReason] = []
+
+    class Feeder(Worker):
+        async def on_start(self) -> None:
+            self.start_soon(self.feed)
+
+        async def feed(self) -> None:
+            while True:
+                await self.ref.tell(Do(rest))
+                await trio.sleep(3)
+
+        async def on_stop(self, reason: ExitReason) -> None:
+            reasons.append(reason)
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Feeder)
+        await trio.sleep(4.5)
+        await ref.stop()
+    assert reasons == [ExitReason.SHUTDOWN]
+
+
+async def test_owed_replies_are_not_kept_once_they_are_given() -> None:
+    class Later(Worker):
+        @on
+        async def tell_log(self, _message: Log) -> list[str]:
+            asks.append(weakref.ref(_message))
+            self.reply_later().reply(["x"])
+            return NoReply
+
+    asks: list[weakref.ref[Log]] = []
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Later)
+        for _ in range(50):
+            assert await ref.ask(Log()) == ["x"]
+        assert sum(ask() is not None for ask in asks) < 5
