@@ -84,6 +84,8 @@ class Timers:
     def _set(self, timer: _Timer, seconds: float) -> None:
         if not math.isfinite(seconds) or seconds < 0:
             raise ValueError(f"a timer takes a finite number of seconds of at least 0, not {seconds!r}")
+        if timer.message is None:
+            raise ValueError("a timer needs a message, and None is none")
         self._check(timer.message)
         self._timers[timer.key] = timer
         self._push(timer, self._now() + seconds)

@@ -25,6 +25,7 @@ from omniactors import (
     Backoff,
     ChildExited,
     ChildSpec,
+    ChildStartFailed,
     ChildStopped,
     Intensity,
     Mailbox,
@@ -86,7 +87,9 @@ class Books:
         """Note crashes and losses."""
         if isinstance(notice, MessagesLost):
             self.lost += notice.count
-        elif isinstance(notice, ChildExited | ChildStopped) and notice.reason.kind == "crash":
+        # One that crashes on a message that waited for it, before its supervisor has noted that it is
+        # ready and while that is given up, is reported as a start that failed.
+        elif isinstance(notice, ChildExited | ChildStopped | ChildStartFailed) and notice.reason.kind == "crash":
             self.exits += 1
 
     def balance(self) -> None:
