@@ -95,9 +95,7 @@ class Cell:
         self._asked = False
         self._has_attention = False
         """Something is to be looked at before the next message."""
-        self._is_cancelled = False
-        self._is_suspended = False
-        self._left = False
+        self._is_cancelled = self._is_suspended = self._left = False
         self._slice_end = 0.0
         self.ask_in_hand: Ask | None = None
         """The ask whose handler runs now."""
@@ -180,6 +178,8 @@ class Cell:
         """Put the message in hand aside."""
         ask = self.ask_in_hand
         if ask is not None and ask.message is message:
+            if ask.is_disowned:
+                return
             self._disown(ask)
             if ask.task is None:  # nobody waits for it any more
                 return
@@ -198,7 +198,7 @@ class Cell:
     def reply_later(self) -> Ask | None:
         """Owe the ask in hand its reply; None when the message in hand was only told."""
         ask = self.ask_in_hand
-        if ask is not None:
+        if ask is not None and not ask.is_disowned:
             self._disown(ask)
             if self._owed is None:
                 self._owed = Owed()
@@ -337,7 +337,7 @@ class Cell:
             # Taken from a pool's queue: from now on it is this actor, not any of them.
             message.asker.hold(self._queues[0].place)
         handler = self._handler_of(message.message)
-        self.ask_in_hand = message
+        self.ask_in_hand, message.is_disowned = message, False
         try:
             value = await handler(self._actor, message.message)
         except Exception as error:
@@ -349,8 +349,8 @@ class Cell:
             message.fail(self._queues[0].stopped(message.message))
             raise
         finally:
-            owed, self.ask_in_hand = self.ask_in_hand is None, None
-        if owed:
+            self.ask_in_hand = None
+        if message.is_disowned:
             return
         if is_no_reply(value):
             message.fail(TypeError(f"the handler of {type(message.message).__name__} did not call reply_later()"))
@@ -358,7 +358,7 @@ class Cell:
 
     def _disown(self, ask: Ask) -> None:
         """The handler's return is no reply to this ask, and its asker waits for nobody in particular."""
-        self.ask_in_hand = None
+        ask.is_disowned = True
         if ask.asker is not None and ask.task is not None:
             ask.asker.go_on()
 

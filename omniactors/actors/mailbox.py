@@ -74,13 +74,15 @@ class Parker:
 class Ask:
     """A message whose sender waits for the reply; the sender may give up at any time."""
 
-    __slots__ = ("asker", "deadline", "message", "task")
+    __slots__ = ("asker", "deadline", "is_disowned", "message", "task")
 
     def __init__(self, message: object, task: trio.lowlevel.Task, deadline: float, asker: Place | None) -> None:
         self.message = message
         self.task: trio.lowlevel.Task | None = task
         self.deadline = deadline
         """The asker's deadline in trio's time, as it was when it asked: past it probably nobody waits."""
+        self.is_disowned = False
+        """Whether the return of the handler that has it now is no reply to it."""
         self.asker = asker
         """The asker's place in the wait-for graph, when it is a child."""
 

@@ -1051,3 +1051,23 @@ async def test_owed_replies_are_not_kept_once_they_are_given() -> None:
         for _ in range(50):
             assert await ref.ask(Log()) == ["x"]
         assert sum(ask() is not None for ask in asks) < 5
+
+
+async def test_owing_one_reply_twice_is_owing_it_once() -> None:
+    class Twice(Desk):
+        @on
+        async def late(self, _message: Late) -> str:
+            self.owed.append(self.reply_later())
+            self.owed[-1] = self.reply_later()
+            return NoReply
+
+    async with open_supervisor() as sup:
+        ref = await sup.start_child(Twice)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                assert await ref.ask(Late()) == "answer 0"
+
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            await ref.tell(Answer())
