@@ -12,16 +12,28 @@ from omniactors.actors.team import MemberQueue, Rerouted, RoutedQueue, turn_away
 from omniactors.errors import DeadlockError, MailboxFull
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from omniactors.actors.mailbox import MailboxQueue
+    from omniactors.actors.mailbox import Mailbox, MailboxQueue
+    from omniactors.actors.routes import Chooser
     from omniactors.actors.waiting import Place
 
 
 class BroadcastQueue(RoutedQueue):
     """Looks like one queue to senders, and puts each message into those of all members."""
 
-    __slots__ = ()
+    __slots__ = ("struck",)
+
+    def __init__(self, config: Mailbox, place: Place, on_lost: Callable[[int], None], chooser: Chooser) -> None:
+        super().__init__(config, place, on_lost, chooser)
+        self.struck: list[MemberQueue] = []
+        """Queues of members that were told to leave: worked off, or cleared when they have ended."""
+
+    def sweep(self) -> None:
+        """Fail what is left of those who have left: a member that was down works nothing off."""
+        struck, self.struck = self.struck, []
+        for queue in struck:
+            queue.clear()
 
     leaves_at_once = False  # its messages are copies: the others have theirs
 
@@ -77,6 +89,7 @@ class BroadcastQueue(RoutedQueue):
         if queue is not None:
             turn_away(queue)
             queue.refuse()
+            self.struck.append(queue)
 
     def help_out(self, idle: MemberQueue) -> None:
         """Nothing to do: nobody can take what is another's."""

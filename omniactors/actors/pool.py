@@ -226,6 +226,8 @@ class PoolChild:
             self.team.leave(number)
             supervisor.retire(number, keeps_queue=self.team.leaves_at_once)
         await supervisor.wait_retired()
+        if isinstance(self.team, BroadcastQueue):
+            self.team.sweep()
 
     async def _grow(self, supervisor: PoolSupervisor, size: int) -> None:
         for number in range(1, size + 1):
