@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from omniactors.actors.notices import (
         ChildExited,
         ChildRestartScheduled,
-        ChildStarted,
         ChildStartFailed,
+        ChildStarted,
         ChildStopped,
         ChildStuck,
         MessagesLost,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         DuplicateChildId,
         EntryError,
         EnvelopeError,
+        EventTooLarge,
         GatewayError,
         GaveUp,
         MailboxFull,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         OmniActorsError,
         ServiceNotFound,
         SettingsError,
+        StreamFull,
         SupervisionError,
         SupervisorClosed,
         TaskFailed,
@@ -85,8 +87,10 @@ if TYPE_CHECKING:
     from omniactors.events.event import Event
     from omniactors.events.subscription import Subscription
     from omniactors.settings import Settings
-    from omniactors.streams.backend import AgentRecord, DeadLetter, GroupInfo, RuntimeRecord, StreamInfo
+    from omniactors.streams.backend import AgentRecord, DeadLetter, Finding, GroupInfo, RuntimeRecord, StreamInfo
     from omniactors.streams.envelope import EventEnvelope, PayloadBase
+    from omniactors.streams.redis.client import TrioRedis
+    from omniactors.streams.redis.errors import ConnectionLost
     from omniactors.streams.settlement import ResultRecord, RetryPolicy
     from omniactors.system import OmniActors
 
@@ -126,6 +130,7 @@ __all__ = [
     "ChildStarted",
     "ChildStopped",
     "ChildStuck",
+    "ConnectionLost",
     "ContentError",
     "DeadLetter",
     "DeadlockError",
@@ -137,7 +142,9 @@ __all__ = [
     "Event",
     "EventBus",
     "EventEnvelope",
+    "EventTooLarge",
     "ExitReason",
+    "Finding",
     "GatewayError",
     "GaveUp",
     "GroupInfo",
@@ -171,6 +178,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Shutdown",
+    "StreamFull",
     "StreamInfo",
     "Subscription",
     "SubscriptionConfig",
@@ -184,6 +192,7 @@ __all__ = [
     "TooManyChildren",
     "TooManySubscribers",
     "TreeReport",
+    "TrioRedis",
     "UnhandledMessage",
     "on",
     "open_supervisor",
@@ -224,17 +233,19 @@ _NAMES_BY_HOME = {
     "omniactors.errors": (
         "ActorStopped AgentError AskFailed BackendBusy BackendClosed BackendError BackendUnusable BatchFailed "
         "ChildAlreadyPresent ChildAlreadyStarted ChildError ChildNotFound ChildRestarting ChildRunning "
-        "ChildStartError ContentError DeadlockError DuplicateChildId EntryError EnvelopeError GatewayError "
-        "GaveUp MailboxFull NameTaken OmniActorsError ServiceNotFound SettingsError SupervisionError "
-        "SupervisorClosed TaskFailed TooManyChildren TooManySubscribers UnhandledMessage"
+        "ChildStartError ContentError DeadlockError DuplicateChildId EntryError EnvelopeError EventTooLarge "
+        "GatewayError GaveUp MailboxFull NameTaken OmniActorsError ServiceNotFound SettingsError StreamFull "
+        "SupervisionError SupervisorClosed TaskFailed TooManyChildren TooManySubscribers UnhandledMessage"
     ),
     "omniactors.events.bus": "EventBus",
     "omniactors.events.context": "run_context",
     "omniactors.events.event": "Event",
     "omniactors.events.subscription": "Subscription",
     "omniactors.settings": "Settings",
-    "omniactors.streams.backend": "AgentRecord DeadLetter GroupInfo RuntimeRecord StreamInfo",
+    "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo",
     "omniactors.streams.envelope": "EventEnvelope PayloadBase",
+    "omniactors.streams.redis.client": "TrioRedis",
+    "omniactors.streams.redis.errors": "ConnectionLost",
     "omniactors.streams.settlement": "ResultRecord RetryPolicy",
     "omniactors.system": "OmniActors",
 }

@@ -234,6 +234,16 @@ class ContentError(EnvelopeError):
         return f"content is not JSON at {self.path}: {self.why}"
 
 
+class EventTooLarge(EnvelopeError):
+    """The event is `size` bytes of JSON, and `limit` are allowed."""
+
+    def __init__(self, topic: str, size: int, limit: int) -> None:
+        super().__init__(f"the event for {topic!r} has {size:,} bytes, and {limit:,} are allowed")
+        self.topic = topic
+        self.size = size
+        self.limit = limit
+
+
 class EntryError(OmniActorsError, ValueError):
     """A stored entry that cannot be read as an event; it goes to the dead letters with its bytes."""
 
@@ -256,6 +266,19 @@ class BackendBusy(BackendError):
 
 class BackendClosed(BackendError):
     """The durable store was closed while the operation waited, or before it began."""
+
+
+class StreamFull(BackendError):
+    """The stream of `topic` holds `length` entries and may hold `limit`: nothing was published.
+
+    Publishing again is right once its agents have caught up.
+    """
+
+    def __init__(self, topic: str, length: int, limit: int) -> None:
+        super().__init__(f"the stream of {topic!r} is full: it holds {length:,} events and may hold {limit:,}")
+        self.topic = topic
+        self.length = length
+        self.limit = limit
 
 
 class TaskFailed(OmniActorsError):

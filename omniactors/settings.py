@@ -15,7 +15,7 @@ from collections import ChainMap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from omniactors.errors import SettingsError
 
@@ -30,13 +30,29 @@ DEFAULT_FILE = ".omniactors/omniactors.db"
 DAY = 86_400.0
 
 MAX_PORT = 65_535
+DEFAULT_REDIS_PORT = 6379
+
+DEFAULT_REDIS = "redis://localhost:6379"
+"""The server of STORAGE_BACKEND=redis without a REDIS_URL."""
+
+STREAM_LIMIT = 10_000_000
+"""Events that one stream may hold: far above any healthy backlog, some gigabytes of small events."""
+
+ENTRY_LIMIT = 16 * 1024 * 1024
+"""Bytes of one event: what is larger belongs into a file store, with its address in the event."""
+
+LEASE = 15.0
+LEASE_RANGE = (1.0, 3600.0)
 
 KNOWN = (
     "OMNIACTORS_DEDUPE_WINDOW",
+    "OMNIACTORS_ENTRY_LIMIT",
     "OMNIACTORS_GRACE",
+    "OMNIACTORS_LEASE",
     "OMNIACTORS_LISTEN",
     "OMNIACTORS_PREFIX",
     "OMNIACTORS_RESULT_TTL",
+    "OMNIACTORS_STREAM_LIMIT",
     "OMNIACTORS_SYNCHRONOUS",
     "OMNIACTORS_TOKEN",
     "OMNIACTORS_URL",
@@ -46,7 +62,13 @@ KNOWN = (
 STORES = ("json", "redis", "sqlite")
 """What STORAGE_BACKEND may name."""
 
-_INSTEAD = "use sqlite:///FILE, which several processes of one machine share, or memory://"
+_REDIS_SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "unix", "valkey": "redis", "valkeys": "rediss"}
+"""What each scheme is to the client: Valkey speaks the protocol of Redis."""
+
+_REDIS_FORM = "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], with %-signs for what is special in a password"
+
+_NO_PREFIX = "give each system a file of its own instead"
+_INSTEAD = "use sqlite:///FILE, which several processes of one machine share, redis://HOST, or memory://"
 _DOTENV_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
@@ -69,7 +91,22 @@ class SqliteUrl:
         return f"sqlite:///{name}"
 
 
-BackendUrl = MemoryUrl | SqliteUrl
+@dataclass(frozen=True)
+class RedisUrl:
+    """A Redis or Valkey server. `secret` is its whole URL, password included: for the connection and for nobody else.
+
+    The scheme of `secret` is one of Redis' own (redis, rediss, unix); `shown` is the URL without
+    user, password and options, as it may be printed.
+    """
+
+    secret: str = field(repr=False)
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+BackendUrl = MemoryUrl | SqliteUrl | RedisUrl
 
 
 @dataclass(frozen=True)
@@ -99,8 +136,11 @@ class Settings:
 
     `chosen_by` names the setting that chose the backend. `grace` is how long running tasks may take
     to finish at a stop, `result_ttl` how long a result is kept (above 0), `dedupe_window` how long a
-    given event id is remembered. `synchronous` is SQLite's: "full" survives a power cut, "normal" a
-    crash of the process. Raises SettingsError for times that are not allowed.
+    given event id is remembered. `stream_limit` is the number of events that one stream may hold,
+    `entry_limit` the number of bytes that one event may have as JSON. `synchronous` is SQLite's:
+    "full" survives a power cut, "normal" a crash of the process. `prefix` and `lease` are Redis':
+    what all its keys begin with, and after how long without a sign of life a process counts as
+    dead. Raises SettingsError for what is not allowed.
     """
 
     backend: BackendUrl
@@ -110,16 +150,29 @@ class Settings:
     grace: float = 30.0
     result_ttl: float = DAY
     dedupe_window: float = DAY
+    stream_limit: int = STREAM_LIMIT
+    entry_limit: int = ENTRY_LIMIT
     synchronous: Synchronous = "full"
+    prefix: str = ""
+    lease: float = LEASE
 
     def __post_init__(self) -> None:
-        """Check the times."""
+        """Check times, limits and the prefix."""
         for name in ("grace", "result_ttl", "dedupe_window"):
             seconds = getattr(self, name)
             if not math.isfinite(seconds) or seconds < 0:
                 raise SettingsError(f"{name} must be a number of seconds of at least 0, not {seconds!r}")
         if self.result_ttl == 0:
             raise SettingsError("result_ttl must be a number of seconds above 0: a result must last until it is read")
+        for name in ("stream_limit", "entry_limit"):
+            limit = getattr(self, name)
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+                raise SettingsError(f"{name} must be a whole number of at least 1, not {limit!r}")
+        least, most = LEASE_RANGE
+        if not least <= self.lease <= most:
+            raise SettingsError(f"lease must be a number of seconds from {least:g} to {most:g}, not {self.lease!r}")
+        if self.prefix and not isinstance(self.backend, RedisUrl):
+            raise SettingsError(f"a prefix is for Redis, and the store is {self.backend}: {_NO_PREFIX}")
 
     def describe(self) -> str:
         """One line: the store with its absolute path, who chose it, and what is not the default; no secrets."""
@@ -131,6 +184,8 @@ class Settings:
             parts.append("with a token")
         if self.synchronous != "full":
             parts.append(f"synchronous {self.synchronous}")
+        if self.prefix:
+            parts.append(f"prefix {self.prefix}")
         return ", ".join(parts)
 
     def with_gateway(self, *, listen: str | None, token: str | None) -> Settings:
@@ -162,9 +217,9 @@ def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str,
     merged = ChainMap(dict(environ), parse_dotenv(dotenv))
     _refuse_unknown(merged)
     values = {name: value.strip() for name, value in merged.items() if value.strip()}
-    if "OMNIACTORS_PREFIX" in values:
-        raise SettingsError("OMNIACTORS_PREFIX is not built yet: give each system a file of its own instead")
     backend, chosen_by = _backend(url, values, folder)
+    if "OMNIACTORS_PREFIX" in values and not isinstance(backend, RedisUrl):
+        raise SettingsError(f"OMNIACTORS_PREFIX is for Redis, and the store is {backend}: {_NO_PREFIX}")
     listen = values.get("OMNIACTORS_LISTEN")
     token = values.get("OMNIACTORS_TOKEN")
     return Settings(
@@ -175,7 +230,11 @@ def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str,
         grace=_seconds(values, "OMNIACTORS_GRACE", 30.0),
         result_ttl=_seconds_above_zero(values, "OMNIACTORS_RESULT_TTL", DAY),
         dedupe_window=_seconds(values, "OMNIACTORS_DEDUPE_WINDOW", DAY),
+        stream_limit=_count(values, "OMNIACTORS_STREAM_LIMIT", STREAM_LIMIT),
+        entry_limit=_count(values, "OMNIACTORS_ENTRY_LIMIT", ENTRY_LIMIT),
         synchronous=_synchronous(values.get("OMNIACTORS_SYNCHRONOUS", "full")),
+        prefix=_prefix(values.get("OMNIACTORS_PREFIX", "")),
+        lease=_lease(values),
     )
 
 
@@ -201,8 +260,9 @@ def parse_backend_url(text: str, *, folder: Path, setting: str = "the URL") -> B
     """The store that `text` names; relative files start at `folder`. Raises SettingsError."""
     try:
         parts = urlsplit(text)
-    except ValueError as error:
-        raise SettingsError(f"{setting} is no URL: {error}") from error
+    except ValueError:
+        # Its own words may hold the password.
+        raise SettingsError(f"{setting} is no URL") from None
     match parts.scheme:
         case "memory":
             if text != "memory://":
@@ -210,8 +270,8 @@ def parse_backend_url(text: str, *, folder: Path, setting: str = "the URL") -> B
             return MemoryUrl()
         case "sqlite":
             return _sqlite_url(text, folder, setting)
-        case "redis" | "rediss" | "unix":
-            raise SettingsError(f"{setting} names a Redis server, which is not built yet: {_INSTEAD}")
+        case scheme if scheme in _REDIS_SCHEMES:
+            return _redis_url(text, parts, setting)
     # What is no URL may still hold a password, so only its scheme is shown.
     shown = f"{parts.scheme}://" if "://" in text else "a value without scheme"
     raise SettingsError(f"{setting} must begin with sqlite:///, memory:// or redis://, and is {shown}")
@@ -239,14 +299,21 @@ def _backend(url: str | None, values: Mapping[str, str], folder: Path) -> tuple[
         case "json":
             raise SettingsError(f"STORAGE_BACKEND=json is not built yet: {_INSTEAD}")
         case "redis":
-            raise SettingsError(f"STORAGE_BACKEND=redis is not built yet: {_INSTEAD}")
+            return _redis_of(values.get("REDIS_URL", DEFAULT_REDIS), folder), "STORAGE_BACKEND"
         case str(other):
             raise SettingsError(f"STORAGE_BACKEND must be one of {', '.join(STORES)}, not {other!r}")
     if "JSON_STORAGE_DIR" in values:
         raise SettingsError(f"JSON_STORAGE_DIR is set, but JSON files are not built yet: {_INSTEAD}")
     if redis := values.get("REDIS_URL"):
-        return parse_backend_url(redis, folder=folder, setting="REDIS_URL"), "REDIS_URL"
+        return _redis_of(redis, folder), "REDIS_URL"
     return default, "the default"
+
+
+def _redis_of(text: str, folder: Path) -> BackendUrl:
+    backend = parse_backend_url(text, folder=folder, setting="REDIS_URL")
+    if not isinstance(backend, RedisUrl):
+        raise SettingsError(f"REDIS_URL must be {_REDIS_FORM}, and is {backend}")
+    return backend
 
 
 def _sqlite_url(text: str, folder: Path, setting: str) -> SqliteUrl:
@@ -257,6 +324,34 @@ def _sqlite_url(text: str, folder: Path, setting: str) -> SqliteUrl:
     if name == ":memory:" or "\0" in name:
         raise SettingsError(f"{setting}: {text!r} names no file; a store in memory is written memory://")
     return SqliteUrl(_absolute(folder, name))
+
+
+def _redis_url(text: str, parts: SplitResult, setting: str) -> RedisUrl:
+    """The server, checked; no error shows any of the text, which may hold a password in any place."""
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    is_visible = re.fullmatch(r"[!-~]+", text) is not None
+    if not is_visible or parts.fragment or not re.fullmatch(r"([a-z_]+=[^&=]*&?)*", parts.query):
+        raise SettingsError(f"{setting} must be {_REDIS_FORM}: a blank, #, ? or a letter beyond ASCII is in its way")
+    scheme = _REDIS_SCHEMES[parts.scheme]
+    secret = scheme + text[len(parts.scheme) :]
+    database = dict(options).get("db", "" if scheme == "unix" else parts.path.removeprefix("/")) or "0"
+    if not re.fullmatch(r"[0-9]{1,9}", database):
+        raise SettingsError(f"{setting} must be {_REDIS_FORM}: its database is no number")
+    if scheme == "unix":
+        if not parts.path.strip("/") or parts.netloc.rpartition("@")[2]:
+            raise SettingsError(f"{setting} must be unix:///ABSOLUTE/PATH of a socket")
+        return RedisUrl(secret, f"unix://{parts.path}?db={database}")
+    return RedisUrl(secret, f"{parts.scheme}://{_redis_host(parts, setting)}/{database}")
+
+
+def _redis_host(parts: SplitResult, setting: str) -> str:
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise SettingsError(f"{setting} must be {_REDIS_FORM}: its port is no number from 0 to 65535") from None
+    if not host:
+        raise SettingsError(f"{setting} must be {_REDIS_FORM}: it names no host")
+    return str(Address(host, port or DEFAULT_REDIS_PORT))
 
 
 def _absolute(folder: Path, name: str) -> Path:
@@ -291,6 +386,29 @@ def _seconds_above_zero(values: Mapping[str, str], setting: str, default: float)
     if seconds == 0:
         raise SettingsError(f"{setting} must be a number of seconds above 0, not {values[setting]!r}")
     return seconds
+
+
+def _lease(values: Mapping[str, str]) -> float:
+    seconds = _seconds(values, "OMNIACTORS_LEASE", LEASE)
+    least, most = LEASE_RANGE
+    if not least <= seconds <= most:
+        allowed = f"a number of seconds from {least:g} to {most:g}"
+        raise SettingsError(f"OMNIACTORS_LEASE must be {allowed}, not {values['OMNIACTORS_LEASE']!r}")
+    return seconds
+
+
+def _count(values: Mapping[str, str], setting: str, default: int) -> int:
+    text = values.get(setting, str(default))
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
+        raise SettingsError(f"{setting} must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _prefix(text: str) -> str:
+    """What all keys begin with; it may hold a hash tag of Redis Cluster."""
+    if not all("!" <= char <= "~" for char in text):
+        raise SettingsError(f"OMNIACTORS_PREFIX must be visible ASCII characters without blanks, not {text!r}")
+    return text
 
 
 def _synchronous(text: str) -> Synchronous:

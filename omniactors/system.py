@@ -8,7 +8,6 @@ system (one_for_one)
 from __future__ import annotations
 
 import sys
-import uuid
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -23,15 +22,18 @@ from omniactors.errors import AgentError, ChildStartError, OmniActorsError
 from omniactors.events.bus import EventBus
 from omniactors.gateway.server import serve
 from omniactors.operations.agents import AgentOperations
+from omniactors.operations.config import ConfigOperations
+from omniactors.operations.health import examine, read_metrics
 from omniactors.operations.results import ResultOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
-from omniactors.settings import MemoryUrl, Settings, read_settings
-from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
+from omniactors.settings import MemoryUrl, RedisUrl, Settings, read_settings
+from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic, new_id
 from omniactors.streams.sqlite.backend import SqliteBackend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
     from types import TracebackType
 
     from omniactors.actors.incarnation import Incarnation
@@ -39,15 +41,23 @@ if TYPE_CHECKING:
     from omniactors.actors.supervisor import Supervisor
     from omniactors.agents.agent import Agent
     from omniactors.gateway.config import GatewayAddress
+    from omniactors.operations.health import AgentCounts
     from omniactors.settings import Address
-    from omniactors.streams.backend import Backend, RuntimeRecord
+    from omniactors.streams.backend import Backend, Finding, RuntimeRecord
+
+
+def tell_stderr(line: str) -> None:
+    """Write a line about the system to stderr."""
+    with suppress(OSError, AttributeError):  # nobody reads it, or there is no stderr: no reason not to run
+        sys.stderr.write(f"omniactors: {line}\n")
 
 
 class OmniActors:
     """Agents on durable streams: `omni = OmniActors()`, then `publish`, or `add` and `run`.
 
     `url` names the store: "sqlite:///file.db" (by default .omniactors/omniactors.db below the working
-    directory) or "memory://"; environment and .env are asked when it is None, see `Settings`.
+    directory), "redis://host:6379/0" or "memory://"; environment and .env are asked when it is None,
+    see `Settings`.
     Making one opens nothing, so it may stand at the top of a module; it connects on first use, and
     works over several `trio.run`s. Publishing needs neither `run` nor `shutdown`: what `publish`
     returned for is durable.
@@ -60,12 +70,17 @@ class OmniActors:
         self.bus = EventBus()
         self._backend = open_backend(self.settings)
         self._runtime = AgentRuntime(
-            self._backend, self.bus, grace=self.settings.grace, result_ttl=self.settings.result_ttl
+            self._backend,
+            self.bus,
+            grace=self.settings.grace,
+            result_ttl=self.settings.result_ttl,
+            entry_limit=self.settings.entry_limit,
         )
-        self._tasks = TaskOperations(self._backend, self.bus)
+        self._tasks = TaskOperations(self._backend, self.bus, entry_limit=self.settings.entry_limit)
         self.agents = AgentOperations(self._backend)
         self.results = ResultOperations(self._backend)
         self.streams = StreamOperations(self._backend)
+        self.config = ConfigOperations(self._backend)
         self._supervisor: Supervisor | None = None
         self._gateway_url: str | None = None
         self._gateway_port: int | None = None
@@ -97,25 +112,31 @@ class OmniActors:
         causation_id: str | None = None,
         source: str | None = None,
         tenant_id: str | None = None,
+        delay: float | None = None,
+        at: float | datetime | None = None,
+        wait_for_room: bool = False,
     ) -> str:
         """Publish one event; returns its task id when it is durable.
 
-        A `task_id` that is given is remembered for the dedupe window: publishing it again to the
-        topic does nothing. Inside a handler the event carries correlation, causation and tenant of
-        the event in hand along, and a retry does not publish it twice. Raises EnvelopeError
-        (ContentError with the path) for what cannot be published, BackendError when the store
-        refused; cancelled, the event was either published or not, never in part.
+        Agents get it at once, or `delay` seconds later, or at the time `at` (a datetime with a time
+        zone, or Unix seconds). A `task_id` that is given is remembered for the dedupe window:
+        publishing it again to the topic does nothing. Inside a handler the event carries
+        correlation, causation and tenant of the event in hand along, and a retry does not publish
+        it twice. Raises EnvelopeError for what cannot be published (ContentError with the path,
+        EventTooLarge), BackendError when the store refused, StreamFull among them; `wait_for_room`
+        waits instead, until there is room or the caller's own scope is cancelled. Cancelled, the
+        event was either published or not, never in part.
         """
         event: EventEnvelope[Any] = EventEnvelope(
             topic=check_topic(topic),
             payload=PayloadBase(content=content, webhook=webhook, reply_to=reply_to),
-            id=str(uuid.uuid4()) if task_id is None else task_id,
+            id=new_id() if task_id is None else task_id,
             correlation_id=correlation_id,
             causation_id=causation_id,
             source=source,
             tenant_id=tenant_id,
         )
-        return await self._tasks.publish(event, is_new=task_id is None)
+        return await self._tasks.publish(event, is_new=task_id is None, delay=delay, at=at, wait_for_room=wait_for_room)
 
     async def publish_task(self, event_envelope: EventEnvelope[Any]) -> str:
         """Publish an event that was made before; its id is the task id, and is remembered. Raises as `publish`."""
@@ -181,6 +202,14 @@ class OmniActors:
         """The runtimes that are alive on this store, in all processes."""
         return await self._backend.runtimes()
 
+    async def metrics(self) -> dict[str, dict[str, AgentCounts]]:
+        """What every agent has done so far, over all processes: counts of tries and times, by topic and agent."""
+        return await read_metrics(self._backend)
+
+    async def doctor(self) -> list[Finding]:
+        """Check the store, its streams and agents: what was found, and what to change. Never raises BackendError."""
+        return await examine(self._backend, stream_limit=self.settings.stream_limit)
+
     # -- life -----------------------------------------------------------------------------------
 
     async def run(
@@ -188,17 +217,19 @@ class OmniActors:
         *,
         listen: str | None = None,
         token: str | None = None,
+        tell: Callable[[str], None] = tell_stderr,
         task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run the agents until cancelled; also `await nursery.start(omni.run)`.
 
         Started, with the gateway's URL or None, when every agent is ready. With `listen`
         ("host:port", port 0 for a free one; default: OMNIACTORS_LISTEN, else nothing) watchers can
-        connect. Cancelled, it stops in order: nothing new is taken, running tasks have
-        `Settings.grace` seconds to finish, what is left is released and will be delivered again.
+        connect. `tell` gets the line that says what the settings chose. Cancelled, it stops in
+        order: nothing new is taken, running tasks have `Settings.grace` seconds to finish, what is
+        left is released and will be delivered again.
         Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
         """
-        async with self._running(listen=listen, token=token) as supervisor:
+        async with self._running(listen=listen, token=token, tell=tell) as supervisor:
             task_status.started(self._gateway_url)
             await supervisor.wait_stopping()
 
@@ -244,12 +275,13 @@ class OmniActors:
                     await self._backend.close()
 
     @asynccontextmanager
-    async def _running(self, *, listen: str | None, token: str | None) -> AsyncIterator[Supervisor]:
+    async def _running(
+        self, *, listen: str | None, token: str | None, tell: Callable[[str], None] = tell_stderr
+    ) -> AsyncIterator[Supervisor]:
         if self._supervisor is not None:
             raise OmniActorsError("the system runs already")
         settings = self.settings.with_gateway(listen=listen, token=token)
-        with suppress(OSError, AttributeError):  # nobody reads it, or there is no stderr: no reason not to run
-            sys.stderr.write(f"omniactors: {settings.describe()}\n")
+        tell(settings.describe())
         try:
             async with open_supervisor(
                 subtree(*self._edge(settings), name="edge"),
@@ -300,11 +332,22 @@ class _Bound:
 
 def open_backend(settings: Settings) -> Backend:
     """The store that the settings name; opens nothing yet."""
-    path = None if isinstance(settings.backend, MemoryUrl) else settings.backend.path
+    url = settings.backend
+    if isinstance(url, RedisUrl):
+        from omniactors.streams.redis.backend import RedisBackend  # noqa: PLC0415 -- redis loads for its users alone
+
+        return RedisBackend(
+            url.secret,
+            prefix=settings.prefix,
+            lease=settings.lease,
+            dedupe_window=settings.dedupe_window,
+            stream_limit=settings.stream_limit,
+        )
     return SqliteBackend(
-        path,
+        None if isinstance(url, MemoryUrl) else url.path,
         synchronous="FULL" if settings.synchronous == "full" else "NORMAL",
         dedupe_window=settings.dedupe_window,
+        stream_limit=settings.stream_limit,
     )
 
 

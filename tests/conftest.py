@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from tests.redis_server import redis_server  # noqa: F401 -- a fixture, for every test that names it
+
 SETTINGS = ("STORAGE_BACKEND", "REDIS_URL", "JSON_STORAGE_DIR")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from omniactors.settings import (
     KNOWN,
     Address,
     MemoryUrl,
+    RedisUrl,
     Settings,
     SqliteUrl,
     choose_settings,
@@ -25,6 +27,8 @@ from omniactors.settings import (
 
 FOLDER = Path("/work/here")
 DEFAULT = SqliteUrl(FOLDER / ".omniactors/omniactors.db")
+REDIS = RedisUrl("redis://h", "redis://h:6379/0")
+LOCAL_REDIS = RedisUrl("redis://localhost:6379", "redis://localhost:6379/0")
 
 
 def choose(url: str | None = None, *, dotenv: str = "", **environ: str) -> Settings:
@@ -46,6 +50,12 @@ def test_with_nothing_said_it_is_the_embedded_file() -> None:
         (None, {}, "OMNIACTORS_URL=memory://", MemoryUrl(), None),
         (None, {"STORAGE_BACKEND": "sqlite"}, "OMNIACTORS_URL=memory://", MemoryUrl(), None),
         (None, {"STORAGE_BACKEND": "sqlite", "REDIS_URL": "redis://x"}, "", DEFAULT, "STORAGE_BACKEND"),
+        (None, {"STORAGE_BACKEND": "redis"}, "", LOCAL_REDIS, "STORAGE_BACKEND"),
+        (None, {"STORAGE_BACKEND": "redis", "REDIS_URL": "redis://h"}, "", REDIS, "STORAGE_BACKEND"),
+        (None, {"REDIS_URL": "redis://h"}, "", REDIS, "REDIS_URL"),
+        (None, {"OMNIACTORS_URL": "redis://h", "REDIS_URL": "redis://x"}, "", REDIS, "OMNIACTORS_URL"),
+        (None, {"OMNIACTORS_URL": "memory://", "REDIS_URL": "redis://x"}, "", MemoryUrl(), "OMNIACTORS_URL"),
+        ("redis://h", {}, "", REDIS, "the argument"),
         (None, {"OMNIACTORS_URL": "  "}, "", DEFAULT, "the default"),
         (None, {"OMNIACTORS_URL": ""}, "OMNIACTORS_URL=memory://", DEFAULT, "the default"),
     ],
@@ -59,7 +69,11 @@ def test_the_nearer_source_wins(
 
 def test_every_setting_is_read() -> None:
     settings = choose(
-        OMNIACTORS_URL="memory://",
+        OMNIACTORS_URL="redis://h",
+        OMNIACTORS_PREFIX="{shop}:",
+        OMNIACTORS_LEASE="7.5",
+        OMNIACTORS_STREAM_LIMIT="1000",
+        OMNIACTORS_ENTRY_LIMIT="65536",
         OMNIACTORS_TOKEN="s3cret",
         OMNIACTORS_LISTEN="127.0.0.1:8765",
         OMNIACTORS_GRACE="2.5",
@@ -68,8 +82,12 @@ def test_every_setting_is_read() -> None:
         OMNIACTORS_SYNCHRONOUS="NORMAL",
     )
     assert settings == Settings(
-        backend=MemoryUrl(),
+        backend=REDIS,
         chosen_by="OMNIACTORS_URL",
+        prefix="{shop}:",
+        lease=7.5,
+        stream_limit=1000,
+        entry_limit=65_536,
         token="s3cret",
         listen=Address("127.0.0.1", 8765),
         grace=2.5,
@@ -93,10 +111,10 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
     ("environ", "sentence"),
     [
         ({"STORAGE_BACKEND": "json"}, "STORAGE_BACKEND=json is not built yet: use sqlite:///FILE"),
-        ({"STORAGE_BACKEND": "redis"}, "STORAGE_BACKEND=redis is not built yet: use sqlite:///FILE"),
         ({"STORAGE_BACKEND": "mongo"}, "STORAGE_BACKEND must be one of json, redis, sqlite, not 'mongo'"),
         ({"JSON_STORAGE_DIR": "data"}, "JSON_STORAGE_DIR is set, but JSON files are not built yet"),
-        ({"REDIS_URL": "redis://h"}, "REDIS_URL names a Redis server, which is not built yet"),
+        ({"REDIS_URL": "memory://"}, r"REDIS_URL must be redis://.*, and is memory://"),
+        ({"STORAGE_BACKEND": "redis", "REDIS_URL": "sqlite:///a"}, "REDIS_URL must be redis://.*, and is sqlite:"),
         ({"OMNIACTORS_URL": "ftp://h"}, "OMNIACTORS_URL must begin with sqlite:///.* and is ftp://"),
         ({"OMNIACTORS_GRACE": "soon"}, "OMNIACTORS_GRACE must be a number of seconds of at least 0, not 'soon'"),
         ({"OMNIACTORS_GRACE": "-1"}, "OMNIACTORS_GRACE must be"),
@@ -104,7 +122,12 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
         ({"OMNIACTORS_RESULT_TTL": "0"}, "OMNIACTORS_RESULT_TTL must be a number of seconds above 0, not '0'"),
         ({"OMNIACTORS_DEDUPE_WINDOW": "inf"}, "OMNIACTORS_DEDUPE_WINDOW must be"),
         ({"OMNIACTORS_SYNCHRONOUS": "off"}, "OMNIACTORS_SYNCHRONOUS must be one of full, normal, not 'off'"),
-        ({"OMNIACTORS_PREFIX": "shop"}, "OMNIACTORS_PREFIX is not built yet: give each system a file of its own"),
+        ({"OMNIACTORS_PREFIX": "shop"}, "OMNIACTORS_PREFIX is for Redis.* sqlite:.*: give each system a file"),
+        ({"OMNIACTORS_PREFIX": "a b", "REDIS_URL": "redis://h"}, "OMNIACTORS_PREFIX must be visible ASCII"),
+        ({"OMNIACTORS_LEASE": "0.5"}, "OMNIACTORS_LEASE must be a number of seconds from 1 to 3600, not '0.5'"),
+        ({"OMNIACTORS_LEASE": "3601"}, "OMNIACTORS_LEASE must be a number of seconds from 1 to 3600"),
+        ({"OMNIACTORS_STREAM_LIMIT": "0"}, "OMNIACTORS_STREAM_LIMIT must be a whole number of at least 1, not '0'"),
+        ({"OMNIACTORS_ENTRY_LIMIT": "16MB"}, "OMNIACTORS_ENTRY_LIMIT must be a whole number of at least 1"),
         ({"OMNIACTORS_LISTEN": "8765"}, "OMNIACTORS_LISTEN must be HOST:PORT"),
         ({"OMNIACTORS_GRACES": "1"}, "OMNIACTORS_GRACES is no setting; did you mean OMNIACTORS_GRACE?"),
         ({"OMNIACTORS_COLOUR": ""}, f"OMNIACTORS_COLOUR is no setting.*{', '.join(KNOWN)}"),
@@ -116,17 +139,22 @@ def test_a_bad_value_is_refused_with_what_is_allowed(environ: dict[str, str], se
 
 
 @pytest.mark.parametrize(
-    ("times", "sentence"),
+    ("values", "sentence"),
     [
         ({"result_ttl": 0.0}, "result_ttl must be a number of seconds above 0"),
         ({"result_ttl": -1.0}, "result_ttl must be a number of seconds of at least 0, not -1.0"),
         ({"grace": math.nan}, "grace must be"),
         ({"dedupe_window": math.inf}, "dedupe_window must be"),
+        ({"lease": math.nan}, "lease must be a number of seconds from 1 to 3600, not nan"),
+        ({"lease": 0.0}, "lease must be"),
+        ({"stream_limit": 0}, "stream_limit must be a whole number of at least 1, not 0"),
+        ({"entry_limit": 1.5}, "entry_limit must be a whole number of at least 1, not 1.5"),
+        ({"prefix": "shop"}, "a prefix is for Redis, and the store is memory://"),
     ],
 )
-def test_settings_made_by_hand_are_checked_too(times: dict[str, float], sentence: str) -> None:
+def test_settings_made_by_hand_are_checked_too(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        Settings(backend=MemoryUrl(), **times)  # type: ignore[arg-type]  # each is a time
+        Settings(backend=MemoryUrl(), **values)
 
 
 def test_no_grace_and_no_window_are_allowed() -> None:
@@ -146,7 +174,17 @@ def test_an_unknown_setting_in_dotenv_is_refused_too() -> None:
     "environ",
     [
         {"OMNIACTORS_TOKEN": "hunter2 hunter2"},
-        {"REDIS_URL": "redis://:hunter2@host"},
+        {"REDIS_URL": "redis://:hunter2@host:port"},
+        {"REDIS_URL": "redis://:pass#hunter2@host"},
+        {"REDIS_URL": "redis://:12?hunter2@host"},
+        {"REDIS_URL": "redis://:12/hunter2@host"},
+        {"REDIS_URL": "redis://:hunter2 x@host"},
+        {"REDIS_URL": "redis://hunter2:@/0"},
+        {"REDIS_URL": "redis://:hunter2@host/zero"},
+        {"REDIS_URL": "redis://:hunter2@[host"},
+        {"REDIS_URL": "redis://:hunter2@ho\u2100st"},
+        {"REDIS_URL": "unix://me:hunter2@?db=0"},
+        {"REDIS_URL": "unix:///tmp/redis.sock?db=x&password=hunter2"},
         {"OMNIACTORS_URL": "postgres://me:hunter2@host"},
         {"OMNIACTORS_URL": "hunter2"},
     ],
@@ -169,6 +207,29 @@ def test_description_and_repr_hold_no_token() -> None:
         "synchronous normal"
     )
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://h", "redis://h:6379/0"),
+        ("redis://me:hunter2@h:7000/3", "redis://h:7000/3"),
+        ("rediss://:hunter2@h?ssl_cert_reqs=none&password=hunter2", "rediss://h:6379/0"),
+        ("redis://hunter2@h/1?db=4", "redis://h:6379/4"),
+        ("redis://:hunt%40er2%2F@[::1]:7000", "redis://[::1]:7000/0"),
+        ("unix:///run/redis.sock?db=2&password=hunter2", "unix:///run/redis.sock?db=2"),
+        ("unix://hunter2@/run/redis.sock", "unix:///run/redis.sock?db=0"),
+        ("valkey://:hunter2@h", "valkey://h:6379/0"),
+        ("valkeys://:hunter2@h", "valkeys://h:6379/0"),
+    ],
+)
+def test_a_redis_url_is_shown_without_its_secrets(text: str, shown: str) -> None:
+    settings = choose(text, OMNIACTORS_PREFIX="shop:")
+    assert isinstance(settings.backend, RedisUrl)
+    assert settings.backend.secret == text.replace("valkeys://", "rediss://").replace("valkey://", "redis://")
+    assert str(settings.backend) == shown
+    assert settings.describe() == f"{shown} (from the argument), prefix shop:"
+    assert "hunt" not in repr(settings)
 
 
 # -- forms ----------------------------------------------------------------------------------------

@@ -14,12 +14,15 @@ from omniactors.actors.messages import definer_namespace
 from omniactors.agents.attempt import attempt
 from omniactors.agents.current import event_in_hand
 from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, is_async
+from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.signals import HandlerTimeout
 from omniactors.errors import AgentError
 from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
 from omniactors.streams.settlement import follow_up, to_publication
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from omniactors.agents.lane import Delivery, EventLane
     from omniactors.agents.subscription import Subscription
 
@@ -85,12 +88,15 @@ class Agent(Actor[Any]):
         *,
         webhook: str | None = None,
         reply_to: str | None = None,
+        delay: float | None = None,
+        at: float | datetime | None = None,
     ) -> str:
         """Publish an event as part of the settlement of the event in hand; returns its task id.
 
-        It becomes visible when the event in hand commits, and never if this try fails. It carries
-        the correlation, causation and tenant ids along. Raises EnvelopeError, and AgentError
-        outside of `handle`, where there is nothing to be part of: `OmniActors.publish` is for that.
+        It becomes visible when the event in hand commits (or `delay` seconds later, or at the time
+        `at`), and never if this try fails. It carries the correlation, causation and tenant ids
+        along. Raises EnvelopeError, and AgentError outside of `handle`, where there is nothing to
+        be part of: `OmniActors.publish` is for that.
         """
         current = event_in_hand()
         if current is None:
@@ -98,7 +104,10 @@ class Agent(Actor[Any]):
         cause = current.event
         event = follow_up(cause, check_topic(topic), content, event_id=current.next_id("settled"))
         payload: PayloadBase[Any] = PayloadBase(content=content, webhook=webhook, reply_to=reply_to)
-        publication = to_publication(_with_payload(event, payload), dedupe=True)
+        publication = check_size(
+            to_publication(_with_payload(event, payload), dedupe=True), self._subscription.services.entry_limit
+        )
+        publication = schedule(publication, delay=delay, at=at)
         await trio.lowlevel.checkpoint()
         current.publications.append(publication)
         return publication.task_id

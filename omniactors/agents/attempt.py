@@ -10,11 +10,12 @@ import trio
 
 from omniactors.actors.rules import crash_part
 from omniactors.agents.current import CurrentEvent, current_event
+from omniactors.agents.publishing import check_outcome
 from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
-from omniactors.errors import ContentError
+from omniactors.errors import EnvelopeError
 from omniactors.events.context import run_context
-from omniactors.events.event import Event
+from omniactors.events.event import Event, ReadOnlyDict
 from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 MAX_TRACEBACK = 16_384
 """Characters of a traceback that are kept, its end: that is where the error is."""
+
+MAX_MESSAGE = 16_384
+"""Characters of an error's message that are kept, its beginning."""
 
 
 class Handler(Protocol):
@@ -60,9 +64,8 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         current.is_over = True
         current_event.reset(token)
         subscription.lane.handled(delivery)
-    settlement = _settlement(delivery, outcome, subscription)
-    seconds = time.perf_counter() - began
-    services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome), seconds))
+    settlement = _settlement(delivery, outcome, subscription, seconds=time.perf_counter() - began)
+    services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
     if error is not None and subscription.options.on_error == "restart" and not _is_signal(error):
         raise error
 
@@ -72,7 +75,7 @@ async def _outcome(
 ) -> tuple[Outcome, Exception | None]:
     """What became of the event, and the error to restart for, if any."""
     try:
-        value = await _handle(agent, event, limit)
+        value = await (agent.handle(event) if limit is None else _handle_within(limit, agent, event))
     except Exception as error:  # noqa: BLE001 -- a handler may raise anything
         return _failure(error), error
     except BaseException as error:
@@ -85,8 +88,8 @@ async def _outcome(
     return Succeeded(value=value, published=tuple(current.publications)), None
 
 
-async def _handle(agent: Handler, event: EventEnvelope[Any], limit: float | None) -> object:
-    if limit is None or agent.__keeps_time__:
+async def _handle_within(limit: float, agent: Handler, event: EventEnvelope[Any]) -> object:
+    if agent.__keeps_time__:
         return await agent.handle(event)
     with trio.move_on_after(limit) as scope:
         return await agent.handle(event)
@@ -109,8 +112,8 @@ def _error_of(outcome: Outcome) -> ErrorInfo | None:
     return outcome.error if isinstance(outcome, Failed) else None
 
 
-def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription) -> Settlement:
-    options, clock = subscription.options, subscription.services.clock
+def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription, *, seconds: float) -> Settlement:
+    options, services = subscription.options, subscription.services
 
     def decide(ended: Outcome) -> Settlement:
         return settle(
@@ -118,15 +121,16 @@ def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription
             delivery.event,
             ended,
             options.retry,
-            now=clock.now(),
-            random=clock.random(),
+            now=services.clock.now(),
+            random=services.clock.random(),
             reply_to=options.reply_to,
-            result_ttl=subscription.services.result_ttl,
+            result_ttl=services.result_ttl,
+            seconds=seconds,
         )
 
     try:
-        return decide(outcome)
-    except ContentError as error:
+        return check_outcome(decide(outcome), services.entry_limit)
+    except EnvelopeError as error:
         # The handler has done its work, and would return the same again: trying again helps nobody.
         return decide(Failed(error=error_info(error), final=True))
 
@@ -157,7 +161,9 @@ def error_info(error: BaseException) -> ErrorInfo:
         trace = "".join(traceback.format_exception(error))
     except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
         message, trace = f"its message cannot be read: {type(broken).__name__}", ""
-    return ErrorInfo(type=type(error).__name__, message=_text(message), traceback=_text(trace[-MAX_TRACEBACK:]))
+    return ErrorInfo(
+        type=type(error).__name__, message=_text(message[:MAX_MESSAGE]), traceback=_text(trace[-MAX_TRACEBACK:])
+    )
 
 
 def _text(text: str) -> str:
@@ -170,12 +176,13 @@ def task_event(event_type: str, event: EventEnvelope[Any], agent: str, **data: o
     return Event(
         run_id=event.correlation_id or event.id,
         event_type=event_type,
-        data={
-            "task_id": event.id,
-            "topic": event.topic,
-            "agent": agent,
-            "attempt": event.delivery_attempts,
-            "causation_id": event.causation_id,
+        # Read-only from the start: any other mapping would be checked and copied, for each of a task's events.
+        data=ReadOnlyDict(
+            task_id=event.id,
+            topic=event.topic,
+            agent=agent,
+            attempt=event.delivery_attempts,
+            causation_id=event.causation_id,
             **data,
-        },
+        ),
     )

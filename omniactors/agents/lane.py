@@ -6,15 +6,17 @@ Bounded by credit: the router never takes more from a stream than the lane has r
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from omniactors.streams.envelope import EventEnvelope
+from omniactors.streams.settlement import EntryKey
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
     from omniactors.actors.mailbox import Parker
-    from omniactors.streams.envelope import EventEnvelope
-    from omniactors.streams.settlement import EntryKey
 
 RATE_HORIZON = 0.1
 """Seconds of work to hold in memory: enough to hide a fetch, little enough to hand over at a stop."""
@@ -23,13 +25,12 @@ RATE_INTERVAL = 0.005
 """Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One event on its way to a handler; `ordering` is its key, None when it has none."""
+class Delivery(msgspec.Struct, frozen=True, eq=False):
+    """One event on its way to a handler; `ordering` is its key, as JSON, None when it has none."""
 
     key: EntryKey
     event: EventEnvelope[Any]
-    ordering: Hashable = None
+    ordering: str | None = None
 
 
 class EventLane:
@@ -43,11 +44,15 @@ class EventLane:
         self.capacity = capacity
         self.held = 0
         self.handling = 0
-        self.is_paused = False
+        self.is_closed = False
+        """Whether its agent has given up."""
+        self.is_suspended = False
+        """Whether its agent is paused, as of the last fetch."""
+        self._concurrency = concurrency
         self._least = min(capacity, 2 * concurrency)
         self._on_room = on_room
         self._queue: deque[Delivery] = deque()
-        self._busy: dict[Hashable, deque[Delivery]] = {}
+        self._busy: dict[str, deque[Delivery]] = {}
         self._idle: dict[Parker, None] = {}
         self._suspect: Delivery | None = None
         self._is_exclusive = False
@@ -62,10 +67,14 @@ class EventLane:
 
     @property
     def credit(self) -> int:
-        """How many events to fetch now; 0 until a good part of the limit is free, so that fetches are worth it."""
+        """How many events to fetch now.
+
+        0 until a good part of the limit is free, so that fetches are worth it, or an instance is idle.
+        """
         free = self.limit - self.held
-        is_open = not self.is_paused and not self.has_suspect
-        return free if is_open and free >= max(1, self.limit // 4) else 0
+        is_shut = self.is_closed or self.is_suspended or self.has_suspect
+        is_worth_it = free >= max(1, self.limit // 4) or self.held < self._concurrency
+        return free if is_worth_it and not is_shut else 0
 
     @property
     def has_suspect(self) -> bool:
@@ -78,7 +87,7 @@ class EventLane:
         self._enqueue(delivery)
 
     def put_suspect(self, delivery: Delivery) -> None:
-        """Take in an event that is to be handled alone: when nothing else is held, and before anything is fetched."""
+        """Take in an event that is to be handled alone: after what is held, and before anything else is fetched."""
         self.held += 1
         self._suspect = delivery
         self._is_exclusive = True
@@ -86,8 +95,6 @@ class EventLane:
 
     def take(self) -> Delivery | None:
         """The next event whose ordering key is free, or None."""
-        if self._is_exclusive:
-            return self._take_suspect()
         while self._queue:
             delivery = self._queue.popleft()
             if delivery.ordering is not None:
@@ -97,7 +104,7 @@ class EventLane:
                 self._busy[delivery.ordering] = deque()
             self.handling += 1
             return delivery
-        return None
+        return self._take_suspect() if self._is_exclusive else None
 
     def handled(self, delivery: Delivery) -> None:
         """The handler is done with an event that was taken; the next one of its key may go."""
@@ -136,7 +143,7 @@ class EventLane:
     def reset(self) -> None:
         """Hold nothing: what an earlier run left was released with its consumer."""
         self.held = self.handling = 0
-        self.is_paused = False
+        self.is_closed = self.is_suspended = False
         self._suspect = None
         self._is_exclusive = False
         self._queue.clear()

@@ -37,6 +37,7 @@ class AgentKeywords(TypedDict, total=False):
     topics: Sequence[str]
     name: str
     concurrency: int
+    limit: int | None
     mailbox: Mailbox
     retry: RetryPolicy
     timeout: float
@@ -54,10 +55,12 @@ class AgentOptions:
 
     `topics` it subscribes to. `name`: agents of one name share the work of a topic, agents of
     different names each get everything; no ':' in it. `concurrency`: how many instances handle
-    events, each one at a time. `mailbox`: how many events are held in memory, at most (512, or twice
-    the concurrency if that is more). `retry`: how often and
-    when a failed event comes back. `timeout`: seconds for one `handle`. `key`: events with one key
-    are handled in order, a function of the event or the name of a field of its content.
+    events in this process, each one at a time. `limit`: how many events all processes together may
+    have in hand; none is taken ahead then. `mailbox`: how many events are held in memory, at most
+    (512, or twice the concurrency if that is more). `retry`: how often and when a failed event
+    comes back. `timeout`: seconds for one `handle`. `key`: events with one key are handled in
+    order, a function of the event or the name of a field of its content; two keys are one when they
+    are the same as JSON.
     `reply_to`: the topic of replies when the event names none. `on_error`: "restart" restarts the
     actor after each event that failed. `isolation`: "task". `tools` and `description` are told to
     whoever lists agents.
@@ -66,6 +69,7 @@ class AgentOptions:
     topics: tuple[str, ...] = ()
     name: str | None = None
     concurrency: int = 1
+    limit: int | None = None
     mailbox: Mailbox | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
@@ -82,6 +86,9 @@ class AgentOptions:
             check_name(self.name)
         if isinstance(self.concurrency, bool) or not isinstance(self.concurrency, int) or self.concurrency < 1:
             raise AgentError(f"concurrency must be an integer of at least 1, not {self.concurrency!r}")
+        limit = self.limit
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise AgentError(f"limit must be an integer of at least 1, not {limit!r}")
         if self.mailbox is not None and not isinstance(self.mailbox, Mailbox):
             raise AgentError(f"mailbox must be a Mailbox, not {self.mailbox!r}")
         if self.mailbox is not None and self.mailbox.overflow != "wait":
@@ -115,15 +122,22 @@ class AgentOptions:
 
     @property
     def capacity(self) -> int:
-        """How many events may be held in memory."""
-        return max(EVENTS_HELD, 2 * self.concurrency) if self.mailbox is None else self.mailbox.capacity
+        """How many events may be held in memory.
 
-    def key_of(self, event: EventEnvelope[Any]) -> Hashable:
-        """The key of an event, None when it has none; raises whatever the key function raises."""
+        With a limit nothing is taken ahead of the instances: it would be missing where another process could begin it.
+        """
+        room = max(EVENTS_HELD, 2 * self.concurrency) if self.mailbox is None else self.mailbox.capacity
+        return room if self.limit is None else min(room, self.concurrency)
+
+    def ordering_of(self, event: EventEnvelope[Any]) -> str | None:
+        """The ordering key of an event as JSON text, the same in every process; None when it has none.
+
+        Raises whatever the key function raises, and TypeError for a key that has no form in JSON.
+        """
         if self.key is None:
             return None
         value = field_of(event.payload.content, self.key) if isinstance(self.key, str) else self.key(event)
-        return value if isinstance(value, Hashable) else repr(value)
+        return None if value is None else msgspec.json.encode(value, order="deterministic").decode()
 
 
 class SubscriptionConfig(msgspec.Struct, frozen=True, kw_only=True):

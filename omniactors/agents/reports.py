@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from omniactors.actors.notices import Notice
-    from omniactors.agents.settler import Job
+    from omniactors.agents.settler import Fate, Job
     from omniactors.events.bus import EventBus
 
 
-def report_settled(bus: EventBus, job: Job, *, is_committed: bool) -> None:
+def report_settled(bus: EventBus, job: Job, fate: Fate) -> None:
     """Tell how an event ended; a run that consists of this one task is closed after its last try."""
     settlement, event = job.settlement, job.event
+    is_committed = fate != "late"
     if event is None:
         if is_committed and settlement.dead is not None:
             bus.publish(_unreadable(job))
         return
-    for name, data in _ends(job, is_committed=is_committed):
+    for name, data in _ends(job, fate):
         bus.publish(task_event(name, event, settlement.key.agent, **data))
     for publication in settlement.publications if is_committed else ():
         published = {"task_id": publication.task_id, "topic": publication.topic, "causation_id": event.id}
@@ -35,12 +36,14 @@ def report_settled(bus: EventBus, job: Job, *, is_committed: bool) -> None:
         bus.close_stream(event.id)
 
 
-def _ends(job: Job, *, is_committed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ends(job: Job, fate: Fate) -> Iterator[tuple[str, dict[str, Any]]]:
     settlement, error = job.settlement, job.error
-    told: dict[str, Any] = {"seconds": round(job.seconds, 6)}
+    told: dict[str, Any] = {"seconds": round(settlement.seconds, 6)}
+    if fate == "unconfirmed":
+        told["unconfirmed"] = True
     if error is not None:
         told |= {"error": error.message, "error_type": error.type}
-    if not is_committed:
+    if fate == "late":
         yield "task.late_completion", told
     elif settlement.retry is not None:
         yield "task.failed", told

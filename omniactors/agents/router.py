@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,24 +10,25 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omniactors.actors.actor import Actor
+from omniactors.agents.agenda import Agenda
 from omniactors.agents.attempt import error_info
 from omniactors.agents.settler import Job
-from omniactors.agents.subscription import Subscription, readable
+from omniactors.agents.subscription import readable
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BackendUnusable, EntryError
 from omniactors.events.event import Event
-from omniactors.streams.backend import Entry, Want
 from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, dead_letter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Mapping
 
-    from omniactors.actors.mailbox import Parker
-    from omniactors.agents.subscription import Services
+    from omniactors.agents.demand import Demand
+    from omniactors.agents.lane import Delivery
+    from omniactors.agents.subscription import Services, Subscription
+    from omniactors.streams.backend import Entry, Fetched, Want
+    from omniactors.streams.settlement import EntryKey
 
 logger = logging.getLogger("omniactors.agents")
-
-Group = tuple[str, str]
 
 SUSPECT_CRASHES = 3
 """Deliveries without any outcome after which an entry is handled alone: it may be what kills its process."""
@@ -37,83 +37,7 @@ MAX_CRASHES = 5
 """Deliveries without any outcome after which it is dead-lettered: at the last ones nothing else was at work."""
 
 RETRY = Backoff(initial=0.05, maximum=5.0)
-"""Between two fetches while the store fails."""
-
-
-class Demand:
-    """Which groups to fetch for: those with room in their lane, and perhaps something in their stream.
-
-    It is the router's lane: it gives out work whenever there is a reason to fetch.
-    """
-
-    def __init__(self) -> None:
-        self.subscriptions: dict[Group, Subscription] = {}
-        self.generation = 0
-        """Goes up with every change in the streams that somebody noticed."""
-        self._backlog: dict[Group, None] = {}
-        self._idle: dict[Parker, None] = {}
-        self._rotation = 0
-
-    def add(self, subscription: Subscription) -> None:
-        """Fetch for this agent too."""
-        for group in subscription.groups:
-            self.subscriptions[group] = subscription
-        self.changed()
-
-    def remove(self, subscription: Subscription) -> None:
-        """Fetch for this agent no more."""
-        for group in subscription.groups:
-            self.subscriptions.pop(group, None)
-            self._backlog.pop(group, None)
-
-    def changed(self) -> None:
-        """Something may have been added to the streams, or become due."""
-        self.generation += 1
-        self._backlog = dict.fromkeys(self.subscriptions)
-        self.room()
-
-    def room(self) -> None:
-        """A lane has room."""
-        if self._backlog:
-            for parker in self._idle:
-                parker.wake()
-            self._idle.clear()
-
-    def exhausted(self, groups: Iterable[Group], generation: int) -> None:
-        """A fetch that began at `generation` found the streams of these groups empty."""
-        if generation == self.generation:
-            for group in groups:
-                self._backlog.pop(group, None)
-
-    def take(self) -> list[Want] | None:
-        """What to fetch now, or None. Groups that share a lane share its credit; the order rotates."""
-        groups = list(self._backlog)
-        if not groups:
-            return None
-        self._rotation = (self._rotation + 1) % len(groups)
-        left: dict[Subscription, int] = {}
-        shares: dict[Subscription, int] = {}
-        for group in groups:
-            subscription = self.subscriptions[group]
-            left.setdefault(subscription, subscription.lane.credit)
-            shares[subscription] = shares.get(subscription, 0) + 1
-        wants = []
-        for group in groups[self._rotation :] + groups[: self._rotation]:
-            subscription = self.subscriptions[group]
-            credit = math.ceil(left[subscription] / shares[subscription])
-            shares[subscription] -= 1
-            left[subscription] -= credit
-            if credit:
-                wants.append(Want(*group, credit))
-        return wants or None
-
-    def add_idle(self, parker: Parker) -> None:
-        """Wake the router when there is something to fetch."""
-        self._idle[parker] = None
-
-    def discard_idle(self, parker: Parker) -> None:
-        """Forget the router."""
-        self._idle.pop(parker, None)
+"""Between two calls while the store fails."""
 
 
 class Router(Actor[Any]):
@@ -126,12 +50,11 @@ class Router(Actor[Any]):
     def __init__(self, demand: Demand, services: Services) -> None:
         self._demand = demand
         self._services = services
+        self._agenda = Agenda()
         self._failures = 0
-        self._position = 0
-        self._due: dict[Group, float] = {}
-        """When the next delayed entry of a group is due, in trio's time, as of its last fetch."""
-        self._fetched = trio.Event()
-        self._watched: frozenset[str] = frozenset()
+        self._watch_failures = 0
+        self._stepped = trio.Event()
+        self._watched: Mapping[str, int] = {}
         self._watch_scope = trio.CancelScope()
 
     def __lane__(self) -> Demand:
@@ -141,7 +64,8 @@ class Router(Actor[Any]):
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Watch the backend beside the fetching."""
-        self._demand.changed()
+        self._demand.changed_everywhere()
+        self._demand.on_idle = self._step
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             yield
@@ -149,53 +73,79 @@ class Router(Actor[Any]):
 
     async def __work__(self, item: list[Want]) -> None:
         """One fetch, and the delivery of what it took."""
-        generation = self._demand.generation
         try:
             fetched = await self._services.backend.fetch(item)
         except BackendUnusable:
             raise
         except BackendError as error:
             await self._wait_out(error)
-            return
-        self._recovered()
-        counts: dict[Group, int] = {}
-        for entry in fetched.entries:
-            group = (entry.key.topic, entry.key.agent)
-            counts[group] = counts.get(group, 0) + 1
-        self._deliver(fetched.entries)
-        short = [(want.topic, want.agent) for want in item if counts.get((want.topic, want.agent), 0) < want.credit]
-        self._demand.exhausted(short, generation)
-        self._note_due(item, fetched.next_due)
-        self._position = fetched.position
-        self._fetched.set()
-        if self._watched != self._topics():
-            self._watch_scope.cancel("there are other topics to watch")
+            self._demand.changed_everywhere()
+        else:
+            self._recovered()
+            counts = await self._deliver(fetched.entries)
+            self._note(item, fetched, counts)
+        self._step()
 
-    def _deliver(self, entries: list[Entry]) -> None:
+    def _step(self) -> None:
+        """A fetch is over, or there was none to make."""
+        self._stepped.set()
+        self._stepped = trio.Event()
+
+    # -- delivering -------------------------------------------------------------------------------
+
+    async def _deliver(self, entries: list[Entry]) -> dict[tuple[str, str], int]:
+        """Hand everything out; how many there were of each group."""
+        counts: dict[tuple[str, str], int] = {}
+        ordered: list[tuple[Subscription, Entry, Delivery | EntryError]] = []
         for entry in entries:
-            subscription = self._demand.subscriptions.get((entry.key.topic, entry.key.agent))
+            key = entry.key
+            group = (key.topic, key.agent)
+            counts[group] = counts.get(group, 0) + 1
+            subscription = self._demand.subscription(key.agent)
             if subscription is None:
-                self._services.settler.give_back(None, [entry.key])
-                continue
-            try:
-                if entry.crashes >= MAX_CRASHES:
-                    self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
-                elif entry.crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
-                    self._isolate(subscription, entry)
-                else:
-                    subscription.lane.put(subscription.decode(entry))
-            except EntryError as error:
-                self._bury(subscription, entry, "decode", error_info(error))
+                self._services.settler.give_back(None, [key])
+            elif subscription.is_ordered:
+                ordered.append((subscription, entry, subscription.read(entry)))
+            else:
+                self._hand_out(subscription, entry, subscription.read(entry))
+        if ordered:
+            is_ours = await self._claim([_claim_of(entry, read) for _, entry, read in ordered])
+            for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
+                if is_owner:
+                    self._hand_out(subscription, entry, read)
+        return counts
 
-    def _isolate(self, subscription: Subscription, entry: Entry) -> None:
-        """Have a suspect handled with nothing beside it; what was fetched with it goes back, to be spared."""
+    async def _claim(self, keys: list[tuple[EntryKey, str]]) -> list[bool]:
+        """Which of them may be handled here; asked until the store answers, since nobody passes them meanwhile."""
+        try:
+            while True:
+                try:
+                    return await self._services.backend.claim(keys)
+                except BackendUnusable:
+                    raise
+                except BackendError as error:
+                    await self._wait_out(error)
+        except BaseException:
+            self._services.settler.give_back(None, [key for key, _ in keys])
+            raise
+
+    def _hand_out(self, subscription: Subscription, entry: Entry, read: Delivery | EntryError) -> None:
+        if entry.crashes >= MAX_CRASHES:
+            self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
+        elif isinstance(read, EntryError):
+            self._bury(subscription, entry, "decode", error_info(read))
+        elif entry.crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
+            self._isolate(subscription, read)
+        else:
+            subscription.lane.put(read)
+
+    def _isolate(self, subscription: Subscription, suspect: Delivery) -> None:
+        """Have a suspect handled after what came before it, with nothing beside it; what came after it goes back."""
         lane = subscription.lane
         if lane.has_suspect:
             lane.held += 1
-            self._services.settler.give_back(lane, [entry.key])
+            self._services.settler.give_back(lane, [suspect.key])
         else:
-            suspect = subscription.decode(entry)
-            self._services.settler.give_back(lane, [delivery.key for delivery in lane.clear()])
             lane.put_suspect(suspect)
 
     def _bury(self, subscription: Subscription, entry: Entry, reason: DeadReason, error: ErrorInfo) -> None:
@@ -205,53 +155,94 @@ class Router(Actor[Any]):
         settlement = dead_letter(entry.key, dead, event, now=self._services.clock.now())
         self._services.settler.submit(Job(subscription.lane, settlement, event))
 
-    async def _watch(self) -> None:
-        """After each fetch, wait until the streams may have changed since, and say so."""
-        while True:
-            await self._fetched.wait()
-            self._fetched = trio.Event()
-            self._watched = self._topics()
-            with trio.CancelScope(deadline=min(self._due.values(), default=math.inf)) as self._watch_scope:
-                await self._wait_for_change(sorted(self._watched))
-            # What is due now is fetched as soon as there is room for it; watching for it any longer would spin.
-            now = trio.current_time()
-            self._due = {group: due for group, due in self._due.items() if due > now}
-            self._demand.changed()
+    # -- what a fetch told ------------------------------------------------------------------------
 
-    def _topics(self) -> frozenset[str]:
-        return frozenset(topic for topic, _ in self._demand.subscriptions)
-
-    def _note_due(self, wants: list[Want], next_due: float | None) -> None:
+    def _note(self, wants: list[Want], fetched: Fetched, counts: dict[tuple[str, str], int]) -> None:
+        """Remember what is drained, what is paused, and when something is due."""
+        is_news = False
         for want in wants:
-            group = (want.topic, want.agent)
-            if next_due is None:
-                self._due.pop(group, None)
-            else:
-                self._due[group] = trio.current_time() + next_due
+            is_paused = want.agent in fetched.paused
+            self._pause_or_resume(want.agent, is_paused=is_paused)
+            is_short = counts.get((want.topic, want.agent), 0) < want.credit and not fetched.has_more
+            if (is_short or is_paused) and self._demand.drained(want, fetched.position):
+                is_news = is_news or want.topic not in self._watched
+        self._demand.fetched(wants)
+        due = None if fetched.next_due is None else trio.current_time() + fetched.next_due
+        self._agenda.note([(want.topic, want.agent) for want in wants], due)
         # The watch may have begun before this fetch.
-        self._watch_scope.deadline = min(self._due.values(), default=math.inf)
+        self._watch_scope.deadline = self._agenda.next_due()
+        if is_news:
+            self._watch_scope.cancel("there are other topics to watch")
 
-    async def _wait_for_change(self, topics: list[str]) -> None:
+    def _pause_or_resume(self, agent: str, *, is_paused: bool) -> None:
+        """Tell the lane and the bus when an agent was paused or resumed; what no handler has begun goes back."""
+        subscription = self._demand.subscription(agent)
+        if subscription is None or subscription.lane.is_suspended == is_paused:
+            return
+        lane = subscription.lane
+        lane.is_suspended = is_paused
+        if is_paused:
+            self._services.settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+            self._services.bus.publish(Event(event_type="router.paused", data={"agent": agent, "why": "paused"}))
+        else:
+            self._services.bus.publish(Event(event_type="router.resumed", data={"agent": agent}))
+
+    # -- watching ---------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Wait for changes in the topics that are drained, and for what is due, and say so."""
+        while True:
+            if self._demand.is_ready:
+                # What changed is fetched now, and drained by that, mostly: then it is watched with the rest.
+                await self._stepped.wait()
+            self._watched = dict(self._demand.watched)
+            changed: frozenset[str] = frozenset()
+            with trio.CancelScope(deadline=self._agenda.next_due()) as self._watch_scope:
+                changed = await self._wait_for_change(self._watched)
+            self._watched = {}
+            self._demand.changed(changed)
+            due = self._agenda.take_due(trio.current_time())
+            if due:
+                self._demand.due(due)
+
+    async def _wait_for_change(self, positions: Mapping[str, int]) -> frozenset[str]:
+        if not positions:
+            await trio.sleep_forever()
         try:
-            await self._services.backend.wait(topics, self._position)
+            changed = await self._services.backend.wait(positions)
         except BackendUnusable:
             raise
         except BackendError as error:
-            logger.warning("the store cannot be watched: %s", error)
-            await trio.sleep(RETRY.initial)
+            if self._watch_failures == 0:
+                logger.warning("the store cannot be watched: %s", error)
+            self._watch_failures += 1
+            await trio.sleep(_pause(self._watch_failures))
+            return frozenset(positions)
+        self._watch_failures = 0
+        return changed
 
     async def _wait_out(self, error: BackendError) -> None:
         self._failures += 1
         if self._failures == 1:
             logger.warning("the store fails, fetching waits: %s", error)
             self._services.bus.publish(Event(event_type="backend.disconnected", data={"error": str(error)}))
-        await trio.sleep(RETRY.delay(self._failures, random.random()))  # noqa: S311 -- jitter, not a secret
-        self._demand.changed()
+        await trio.sleep(_pause(self._failures))
 
     def _recovered(self) -> None:
         if self._failures:
             self._failures = 0
             self._services.bus.publish(Event(event_type="backend.recovered"))
+
+
+def _pause(failures: int) -> float:
+    return RETRY.delay(failures, random.random())  # noqa: S311 -- jitter, not a secret
+
+
+def _claim_of(entry: Entry, read: Delivery | EntryError) -> tuple[EntryKey, str]:
+    """The entry with its ordering key; one without a key, or that cannot be read, has its own id for one."""
+    ordering = None if isinstance(read, EntryError) else read.ordering
+    # No JSON text begins with #.
+    return entry.key, f"#{entry.key.entry_id}" if ordering is None else ordering
 
 
 def _crash_loop(entry: Entry) -> ErrorInfo:

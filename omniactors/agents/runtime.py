@@ -28,10 +28,11 @@ from omniactors.actors.rules import Intensity
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import Subtree, subtree
 from omniactors.agents.agent import Agent, CallbackAgent
+from omniactors.agents.demand import Demand
 from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, stable_name
 from omniactors.agents.reports import report_notice, report_settled
-from omniactors.agents.router import Demand, Router
-from omniactors.agents.settler import Job, Settler
+from omniactors.agents.router import Router
+from omniactors.agents.settler import Fate, Job, Settler
 from omniactors.agents.subscription import Services, Subscription
 from omniactors.agents.webhooks import WebhookAgent
 from omniactors.backoff import Backoff
@@ -106,6 +107,7 @@ class Member:
         options = self.subscription.options
         config: dict[str, Any] = {
             "concurrency": options.concurrency,
+            "limit": options.limit,
             "max_attempts": options.retry.max_attempts,
             "timeout": options.timeout,
             "reply_to": options.reply_to,
@@ -130,17 +132,19 @@ class Member:
 class AgentRuntime:
     """The roster of agents and the tree that runs them. Agents may be added before and while it runs."""
 
-    def __init__(self, backend: Backend, bus: EventBus, *, grace: float, result_ttl: float) -> None:
+    def __init__(self, backend: Backend, bus: EventBus, *, grace: float, result_ttl: float, entry_limit: int) -> None:
         self._backend = backend
         self._bus = bus
         self._grace = grace
         self._demand = Demand()
         self._settler = Settler(
             backend,
-            on_settled=lambda job, is_committed: self._settled(job, is_committed=is_committed),
+            on_settled=self._settled,
             on_stop=self._release_all,
         )
-        self._services = Services(backend, self._settler, bus, SystemClock(), result_ttl)
+        self._services = Services(
+            backend, self._settler, bus, SystemClock(), result_ttl=result_ttl, entry_limit=entry_limit
+        )
         self._roster: dict[str, Member] = {}
         self._agents = DynamicSupervisor(name="agents")
         self._news = trio.Event()
@@ -220,6 +224,10 @@ class AgentRuntime:
             if error is not None and not isinstance(error, ChildStartError):
                 logger.warning("%s ended: %s", notice.path, notice.reason, exc_info=error)
 
+    def held_events(self) -> dict[str, int]:
+        """How many events of each agent are in memory here: waiting, being handled, being written."""
+        return {name: member.subscription.lane.held for name, member in self._roster.items()}
+
     async def _staff(self, *, task_status: Incarnation) -> None:
         """Start every agent of the roster, then those that are added; a restart of the tree starts all again."""
         started: set[str] = set()
@@ -263,10 +271,10 @@ class AgentRuntime:
         """Take no more events for it, and give back what it holds: others may handle it."""
         member.has_given_up = True
         lane = member.subscription.lane
-        lane.is_paused = True
+        lane.is_closed = True
         self._demand.remove(member.subscription)
         self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
-        self._bus.publish(Event(event_type="router.paused", data={"agent": member.subscription.name}))
+        self._bus.publish(Event(event_type="router.paused", data={"agent": member.subscription.name, "why": "gave up"}))
 
     def _release_all(self) -> None:
         """Give back everything that no handler has begun; called when the agents have stopped."""
@@ -274,13 +282,14 @@ class AgentRuntime:
             lane = member.subscription.lane
             self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
 
-    def _settled(self, job: Job, *, is_committed: bool) -> None:
-        member = self._roster[job.settlement.key.agent]
-        if is_committed and job.settlement.retry is None and job.settlement.dead is None:
-            member.subscription.handled += 1
-        elif is_committed:
-            member.subscription.failed += 1
-        report_settled(self._bus, job, is_committed=is_committed)
+    def _settled(self, job: Job, fate: Fate) -> None:
+        subscription = self._roster[job.settlement.key.agent].subscription
+        if fate != "late":
+            if job.settlement.retry is None and job.settlement.dead is None:
+                subscription.handled += 1
+            else:
+                subscription.failed += 1
+        report_settled(self._bus, job, fate)
 
 
 def start_failure(error: ChildStartError) -> ChildStartError:

@@ -11,26 +11,33 @@ import logging
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import msgspec
 import trio
 
 from omniactors.actors.mailbox import Parker
+from omniactors.agents.lane import EventLane
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BackendUnusable
+from omniactors.streams.envelope import EventEnvelope
+from omniactors.streams.settlement import ErrorInfo, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Any
 
     from omniactors.actors.incarnation import Incarnation
-    from omniactors.agents.lane import EventLane
     from omniactors.streams.backend import Backend
-    from omniactors.streams.envelope import EventEnvelope
-    from omniactors.streams.settlement import EntryKey, ErrorInfo, Settlement
+    from omniactors.streams.settlement import EntryKey
 
 T = TypeVar("T")
+
+Fate = Literal["committed", "late", "unconfirmed"]
+"""What became of a settlement: it was written; its entry was not ours any more; or one of the two.
+
+Unconfirmed is what was found gone after a write whose outcome nobody learned: mostly that very write
+has removed it, so it counts as written.
+"""
 
 logger = logging.getLogger("omniactors.agents")
 
@@ -41,25 +48,23 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 """Between two tries of a write that the store refused for now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, eq=False):
     """One settlement, the lane whose room it frees, and its event (None when it could not be read).
 
-    `error` is how the handler failed, `seconds` how long it took.
+    `error` is how the handler failed.
     """
 
     lane: EventLane
     settlement: Settlement
     event: EventEnvelope[Any] | None
     error: ErrorInfo | None = None
-    seconds: float = 0.0
 
 
 class Settler:
     """Collects settlements and releases, and writes them until it is asked to stop; then it writes the rest."""
 
     def __init__(
-        self, backend: Backend, *, on_settled: Callable[[Job, bool], None], on_stop: Callable[[], None]
+        self, backend: Backend, *, on_settled: Callable[[Job, Fate], None], on_stop: Callable[[], None]
     ) -> None:
         self._backend = backend
         self._on_settled = on_settled
@@ -107,10 +112,11 @@ class Settler:
 
     async def _settle(self, batch: list[Job]) -> None:
         settlements = [job.settlement for job in batch]
-        committed = await self._persist(lambda: self._backend.settle_many(settlements))
+        committed, is_sure = await self._persist(lambda: self._backend.settle_many(settlements))
         del self._jobs[: len(batch)]
+        otherwise: Fate = "late" if is_sure else "unconfirmed"
         for job, is_committed in zip(batch, committed, strict=True):
-            self._on_settled(job, is_committed)
+            self._on_settled(job, "committed" if is_committed else otherwise)
         self._free(Counter(job.lane for job in batch))
 
     async def _release(self, batch: list[tuple[EventLane | None, EntryKey]]) -> None:
@@ -123,15 +129,20 @@ class Settler:
         for lane, count in freed.items():
             lane.settled(count, now)
 
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write until the store takes it: its outcome is known each time, so trying again is safe."""
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        """Write until the store takes it; what it answered, and whether the outcome of each earlier try is known.
+
+        Trying again is safe: an entry is settled once.
+        """
         attempt = 0
+        is_sure = True
         while True:
             try:
-                return await write()
+                return await write(), is_sure
             except BackendUnusable:
                 raise
             except BackendError as error:
                 attempt += 1
+                is_sure = is_sure and error.outcome_known
                 logger.warning("settlements wait, the store refuses them: %s", error)
                 await trio.sleep(RETRY.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret

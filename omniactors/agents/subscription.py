@@ -40,6 +40,7 @@ class Services:
     bus: EventBus
     clock: Clock
     result_ttl: float
+    entry_limit: int
 
 
 class Subscription:
@@ -52,14 +53,14 @@ class Subscription:
         name: str,
         content_type: Any,  # noqa: ANN401 -- any type form that msgspec reads
         services: Services,
-        on_room: Callable[[], None],
+        on_room: Callable[[Subscription], None],
     ) -> None:
         if not options.topics:
             raise AgentError(f"agent {name!r} has no topic; give one with topic= or topics=")
         self.options = options
         self.name = name
         self.services = services
-        self.lane = EventLane(options.capacity, options.concurrency, on_room)
+        self.lane = EventLane(options.capacity, options.concurrency, lambda: on_room(self))
         self.handled = 0
         self.failed = 0
         self._decoder: EventDecoder[Any] = EventDecoder(content_type)
@@ -69,15 +70,25 @@ class Subscription:
         """The groups it reads: (topic, agent) for each topic."""
         return [(topic, self.name) for topic in self.options.topics]
 
-    def decode(self, entry: Entry) -> Delivery:
-        """The entry as an event to handle; raises EntryError with the reason."""
-        event = self._decoder.decode(
-            entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1
-        )
+    @property
+    def is_ordered(self) -> bool:
+        """Whether its events have ordering keys."""
+        return self.options.key is not None
+
+    def read(self, entry: Entry) -> Delivery | EntryError:
+        """The entry as an event to handle, or why it is none."""
         try:
-            return Delivery(entry.key, event, self.options.key_of(event))
-        except Exception as error:
-            raise EntryError(f"the key function of agent {self.name!r} failed: {error!r}") from error
+            event = self._decoder.decode(
+                entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1
+            )
+        except EntryError as error:
+            return error
+        try:
+            return Delivery(entry.key, event, self.options.ordering_of(event))
+        except Exception as error:  # noqa: BLE001 -- a key function may raise anything
+            failure = EntryError(f"the ordering key of agent {self.name!r} cannot be had: {error!r}")
+            failure.__cause__ = error
+            return failure
 
     def __repr__(self) -> str:
         return f"<Subscription {self.name} on {', '.join(self.options.topics)}, {self.lane.held} held>"

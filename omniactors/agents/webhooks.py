@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
+WEBHOOK_AGENT = "webhooks"
+"""The name of the agent that posts them."""
+
 TIMEOUT = 10.0
 """Seconds for one POST, as OmniDaemon has it."""
 
@@ -55,7 +58,7 @@ class WebhookAgent(Agent):
 
     __options__ = AgentOptions(
         topics=(WEBHOOK_TOPIC,),
-        name="webhooks",
+        name=WEBHOOK_AGENT,
         concurrency=16,
         retry=RetryPolicy(max_attempts=12, backoff=Backoff(initial=2.0, factor=3.0, maximum=14_400.0)),
         description="posts results to webhooks",

@@ -1,4 +1,4 @@
-"""`omniactors agent`: the agents that are registered in the store."""
+"""`omniactors agent`: the agents that are registered in the store, and their pauses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ from collections import defaultdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from omniactors.cli.output import notice, print_json, safe, stdout
+from omniactors.cli.exits import CommandError, ExitCode
+from omniactors.cli.output import Format, FormatOption, notice, print_json, safe, stdout
 from omniactors.cli.session import with_system
+from omniactors.errors import AgentError
+from omniactors.streams.backend import AgentRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from omniactors.streams.backend import AgentRecord
+    from omniactors import OmniActors
 
 app = typer.Typer(no_args_is_help=True, help="The registered agents.")
+
+
+NameArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="The agent, as agent list shows it.")]
+NameOption = Annotated[str | None, typer.Option("--name", "-n", metavar="NAME", help="The same, as an option.")]
+
+
+class _Listed(AgentRecord, frozen=True, kw_only=True):
+    """A registered agent, and whether it is paused."""
+
+    paused: bool
 
 
 class Layout(StrEnum):
@@ -41,7 +55,7 @@ def list_agents(
     layout: Annotated[Layout, typer.Option("--format", "-f", help="How to show them.")] = Layout.TREE,
 ) -> None:
     """List the registered agents by topic."""
-    agents = with_system(lambda omni: omni.agents.list())
+    agents = with_system(_read)
     if layout is Layout.JSON:
         print_json(_by_topic(agents))
         return
@@ -55,27 +69,83 @@ def list_agents(
             _print_table(agents)
         case Layout.COMPACT:
             for agent in agents:
-                stdout().print(Text(f"{safe(agent.topic)}  {safe(agent.name)}"))
+                stdout().print(Text.assemble(f"{safe(agent.topic)}  ", _name(agent)))
 
 
-def _by_topic(agents: Sequence[AgentRecord]) -> dict[str, list[AgentRecord]]:
-    topics: defaultdict[str, list[AgentRecord]] = defaultdict(list)
+@app.command()
+def pause(argument: NameArgument = None, name: NameOption = None, output: FormatOption = Format.TEXT) -> None:
+    """Have no process take events for an agent until it is resumed, restarts included; they wait in its streams."""
+    chosen = _chosen(argument, name)
+
+    async def work(omni: OmniActors) -> None:
+        try:
+            await omni.agents.pause(chosen)
+        except AgentError as error:
+            raise CommandError(str(error)) from error
+
+    with_system(work)
+    if output is Format.JSON:
+        print_json({"agent": chosen, "paused": True})
+    else:
+        notice(f"{chosen} is paused; go on with: omniactors agent resume {chosen}")
+
+
+@app.command()
+def resume(argument: NameArgument = None, name: NameOption = None, output: FormatOption = Format.TEXT) -> None:
+    """End the pause of an agent."""
+    chosen = _chosen(argument, name)
+
+    async def work(omni: OmniActors) -> bool:
+        was_paused = chosen in await omni.agents.paused()
+        await omni.agents.resume(chosen)
+        return was_paused
+
+    was_paused = with_system(work)
+    if output is Format.JSON:
+        print_json({"agent": chosen, "paused": False})
+    else:
+        notice(f"{chosen} takes events again" if was_paused else f"{chosen} was not paused")
+
+
+def _chosen(argument: str | None, option: str | None) -> str:
+    """The agent that is meant, which may be given either way; raises CommandError."""
+    match argument, option:
+        case str(name), None:
+            return name
+        case None, str(name):
+            return name
+    raise CommandError("give the name of one agent; omniactors agent list shows them", ExitCode.USAGE)
+
+
+async def _read(omni: OmniActors) -> list[_Listed]:
+    """The registry, with what is paused."""
+    paused = await omni.agents.paused()
+    return [_Listed(**msgspec.structs.asdict(agent), paused=agent.name in paused) for agent in await omni.agents.list()]
+
+
+def _by_topic(agents: Sequence[_Listed]) -> dict[str, list[_Listed]]:
+    topics: defaultdict[str, list[_Listed]] = defaultdict(list)
     for agent in agents:
         topics[agent.topic].append(agent)
     return dict(topics)
 
 
-def _print_tree(agents: Sequence[AgentRecord]) -> None:
+def _print_tree(agents: Sequence[_Listed]) -> None:
     for topic, members in _by_topic(agents).items():
         tree = Tree(Text(safe(topic), style="bold cyan"), guide_style="dim")
         for agent in members:
-            branch = tree.add(Text(safe(agent.name), style="green"))
+            branch = tree.add(_name(agent))
             for label, value in _details(agent):
                 branch.add(Text.assemble((f"{label} ", "dim"), safe(value)))
         stdout().print(tree)
 
 
-def _details(agent: AgentRecord) -> list[tuple[str, str]]:
+def _name(agent: _Listed) -> Text:
+    pause_mark = ("  paused", "bold yellow") if agent.paused else ""
+    return Text.assemble((safe(agent.name), "green"), pause_mark)
+
+
+def _details(agent: _Listed) -> list[tuple[str, str]]:
     details = [
         ("description", agent.description),
         ("callback", agent.callback),
@@ -85,9 +155,9 @@ def _details(agent: AgentRecord) -> list[tuple[str, str]]:
     return [(label, value) for label, value in details if value]
 
 
-def _print_table(agents: Sequence[AgentRecord]) -> None:
+def _print_table(agents: Sequence[_Listed]) -> None:
     table = Table("Topic", "Agent", "Callback", "Tools", "Description", box=None, header_style="dim", pad_edge=False)
     for agent in agents:
-        cells = (agent.topic, agent.name, agent.callback, ", ".join(agent.tools), agent.description)
-        table.add_row(*(Text(safe(cell)) for cell in cells))
+        cells = (agent.callback, ", ".join(agent.tools), agent.description)
+        table.add_row(Text(safe(agent.topic)), _name(agent), *(Text(safe(cell)) for cell in cells))
     stdout().print(table)

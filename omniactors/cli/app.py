@@ -10,7 +10,7 @@ import trio
 import typer
 
 import omniactors
-from omniactors.cli import agents, streams, tasks
+from omniactors.cli import agents, configuration, health, streams, tasks
 from omniactors.cli.exits import ExitCode, OutputClosed, exit_code, expected_error
 from omniactors.cli.loading import UserCodeError
 from omniactors.cli.output import Format, FormatOption, complain, flush_notices, forget, print_json, stderr, stdout
@@ -33,7 +33,10 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(agents.app, name="agent")
 app.add_typer(streams.app, name="streams")
 app.add_typer(streams.app, name="bus", help="The same as streams.")
+app.add_typer(configuration.app, name="config")
 app.command()(watch)
+app.command()(health.metrics)
+app.command()(health.doctor)
 
 
 def _print_version(wanted: bool) -> None:

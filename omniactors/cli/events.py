@@ -1,4 +1,4 @@
-"""Reading rule: which event a file, the options and `--content` stand for; nothing is dropped in silence.
+"""Reading rule: which event a file, the options and a `--content` stand for; nothing is dropped in silence.
 
 An event file has the fields of an EventEnvelope, which are OmniDaemon's; `task_id` is another name of
 `id`. When it was made and how often it was tried are the store's to say, so both are read over.
@@ -17,7 +17,7 @@ from omniactors.cli.exits import CommandError, ExitCode
 if TYPE_CHECKING:
     from pathlib import Path
 
-AS_TEXT = "to send it as text, make it a JSON string, as in --content '\"{...\"'"
+AS_TEXT = "to send it as text, make it a JSON string, as in {what} '\"{{...\"'"
 
 
 class PayloadFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,8 +93,8 @@ def _refuse_unknown(fields: dict[str, Any], struct: type[msgspec.Struct], where:
         raise CommandError(sentence, ExitCode.USAGE)
 
 
-def parse_content(text: str) -> object:
-    """The JSON value in `text`, or the text itself when it is plain words.
+def parse_content(text: str, what: str = "--content") -> object:
+    """The JSON value in `text`, the value of the option or argument `what`, or the text itself when it is plain words.
 
     Raises CommandError when the text was meant as JSON and is none: it begins as an object, a list or
     a string does, or is a number that JSON cannot hold (NaN, Infinity).
@@ -104,10 +104,10 @@ def parse_content(text: str) -> object:
     except (msgspec.DecodeError, RecursionError) as error:
         why = _why_no_json(text, error)
     except UnicodeEncodeError as error:
-        raise CommandError(f"--content is not UTF-8 at character {error.start}", ExitCode.USAGE) from error
+        raise CommandError(f"{what} is not UTF-8 at character {error.start}", ExitCode.USAGE) from error
     if why is None:
         return text
-    raise CommandError(f"--content is no JSON: {why}; {AS_TEXT}", ExitCode.USAGE)
+    raise CommandError(f"{what} is no JSON: {why}; {AS_TEXT.format(what=what)}", ExitCode.USAGE)
 
 
 def _why_no_json(text: str, error: Exception) -> str | None:

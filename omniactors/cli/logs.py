@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class PlainFormatter(logging.Formatter):
     """One line a record; a traceback follows where it helps: not for an error whose sentence says it all."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    def __init__(self, who: str) -> None:
+        super().__init__("%(asctime)s " + who + "%(levelname)s %(message)s", datefmt="%H:%M:%S")
 
     def formatException(self, ei: SystemExcInfo) -> str:  # noqa: N802 -- the name that logging calls
         """The traceback, or nothing for an error of our own."""
@@ -37,11 +37,14 @@ class StartFilter(logging.Filter):
         return self.is_ready or error is None or expected_error(error) is None
 
 
-def show_logs() -> StartFilter:
-    """Show warnings and worse on stderr, if nobody has set logging up; returns the filter to open when ready."""
+def show_logs(who: str = "") -> StartFilter:
+    """Show warnings and worse on stderr, if nobody has set logging up; returns the filter to open when ready.
+
+    `who` begins the lines of a process that shares its stderr with others.
+    """
     start = StartFilter()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter())
+    handler.setFormatter(PlainFormatter(who))
     handler.addFilter(start)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     return start

@@ -105,8 +105,16 @@ def print_pretty(value: object) -> None:
 
 
 def notice(message: str) -> None:
-    """Say something beside the answer."""
-    stderr().print(Text(safe(message), style="dim"))
+    """Say something beside the answer; lost when nobody reads it, or the terminal is gone."""
+    try:
+        stderr().print(Text(safe(message), style="dim"), soft_wrap=True)
+    except OSError:
+        forget(sys.stderr)
+
+
+def say(message: str) -> None:
+    """A notice of what runs, told apart from what the agents print."""
+    notice(f"omniactors: {message}")
 
 
 def complain(message: str) -> None:
@@ -123,3 +131,8 @@ def one_line(value: object, limit: int = 200) -> str:
     """`value` as compact JSON on one line of at most `limit` characters."""
     text = safe(msgspec.json.encode(value).decode())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def counted(number: int, thing: str) -> str:
+    """`number` and `thing`, in the plural that the number wants: 1 agent, 2 agents."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -27,7 +27,7 @@ def with_system(work: Callable[[OmniActors], Awaitable[T]]) -> T:
     if isinstance(settings.backend, MemoryUrl):
         raise CommandError(
             f"memory:// (from {settings.chosen_by}) is a store inside one process, of which this command sees nothing: "
-            "use sqlite:///FILE, or for watch the --url that run printed",
+            "use sqlite:///FILE or redis://HOST, or for watch the --url that run printed",
             ExitCode.USAGE,
         )
     return trio.run(_use_system, work, omniactors.OmniActors(settings=settings))

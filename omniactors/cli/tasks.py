@@ -14,6 +14,7 @@ from omniactors.cli.events import EventFile, PayloadFile, parse_content, read_ev
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.output import Format, FormatOption, complain, notice, print_json, print_pretty, stdout
 from omniactors.cli.session import with_system
+from omniactors.cli.times import TIME_HELP, parse_time
 from omniactors.errors import TaskFailed
 
 if TYPE_CHECKING:
@@ -26,6 +27,30 @@ WaitOption = Annotated[
 ]
 
 
+TopicOption = Annotated[str | None, typer.Option("--topic", "-t", help="Where the event goes.")]
+ContentOption = Annotated[
+    str | None,
+    typer.Option("--content", "-c", metavar="JSON_OR_TEXT", help="JSON, or plain words, which are taken as text."),
+]
+PayloadFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--payload-file",
+        metavar="FILE",
+        help='An event as JSON: {"topic", "payload": {"content", ...}, ...}; "-" is stdin. Options override it.',
+    ),
+]
+TaskIdOption = Annotated[
+    str | None,
+    typer.Option("--task-id", metavar="ID", help="The event's id: published again to the topic, it does nothing."),
+]
+DelayOption = Annotated[
+    float | None, typer.Option("--delay", min=0.0, metavar="SECONDS", help="Agents get it so much later.")
+]
+AtOption = Annotated[str | None, typer.Option("--at", metavar="TIME", help=f"Agents get it then: {TIME_HELP}.")]
+RoomOption = Annotated[bool, typer.Option("--wait-for-room", help="When the stream is full, wait instead of failing.")]
+
+
 @dataclass(frozen=True)
 class Fate:
     """What is known of a task: its result, its error, or that it is pending."""
@@ -36,6 +61,15 @@ class Fate:
     failure: TaskFailed | None = None
 
 
+@dataclass(frozen=True)
+class _When:
+    """When agents get an event, as `omni.publish` takes it; `for_room` waits while the stream is full."""
+
+    delay: float | None
+    at: float | None
+    for_room: bool
+
+
 @app.callback()
 def group() -> None:
     """Publish events and read their results."""
@@ -44,29 +78,19 @@ def group() -> None:
 @app.command()
 def publish(
     *,
-    topic: Annotated[str | None, typer.Option("--topic", "-t", help="Where the event goes.")] = None,
-    content: Annotated[
-        str | None,
-        typer.Option("--content", "-c", metavar="JSON_OR_TEXT", help="JSON, or plain words, which are taken as text."),
-    ] = None,
-    payload_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--payload-file",
-            metavar="FILE",
-            help='An event as JSON: {"topic", "payload": {"content", ...}, ...}; "-" is stdin. Options override it.',
-        ),
-    ] = None,
-    task_id: Annotated[
-        str | None,
-        typer.Option("--task-id", metavar="ID", help="The event's id: published again to the topic, it does nothing."),
-    ] = None,
+    topic: TopicOption = None,
+    content: ContentOption = None,
+    payload_file: PayloadFileOption = None,
+    task_id: TaskIdOption = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Gets the result by POST.")] = None,
     reply_to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Gets the result as an event.")] = None,
     correlation_id: Annotated[str | None, typer.Option(metavar="ID", help="Ties events of one flow together.")] = None,
     causation_id: Annotated[str | None, typer.Option(metavar="ID", help="The event that led to this one.")] = None,
     source: Annotated[str | None, typer.Option(metavar="NAME", help="Who publishes.")] = None,
     tenant_id: Annotated[str | None, typer.Option(metavar="ID", help="On whose behalf.")] = None,
+    delay: DelayOption = None,
+    at: AtOption = None,
+    wait_for_room: RoomOption = False,
     wait: WaitOption = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
@@ -83,7 +107,8 @@ def publish(
         source=source,
     )
     event = options if payload_file is None else read_event(payload_file).override(options)
-    fate = with_system(lambda omni: _publish(omni, event, wait, output))
+    when = _when(delay, at, wait_for_room)
+    fate = with_system(lambda omni: _submit(omni, event, when, wait=wait, output=output))
     if wait is not None:
         _tell(fate, output)
     elif output is Format.JSON:
@@ -102,7 +127,14 @@ def result(
     _tell(with_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
 
 
-async def _publish(omni: OmniActors, event: EventFile, wait: float | None, output: Format) -> Fate:
+def _when(delay: float | None, at: str | None, for_room: bool) -> _When:
+    """When agents get the event; raises CommandError."""
+    if delay is not None and at is not None:
+        raise CommandError("--delay and --at exclude each other: either says when agents get the event", ExitCode.USAGE)
+    return _When(delay, None if at is None else parse_time(at, "--at"), for_room)
+
+
+async def _submit(omni: OmniActors, event: EventFile, when: _When, *, wait: float | None, output: Format) -> Fate:
     """Publish, and wait for the result if that is wanted; raises CommandError for an event that lacks a part."""
     if event.topic is None:
         raise CommandError("an event needs a topic: give --topic, or a --payload-file that has one", ExitCode.USAGE)
@@ -118,6 +150,9 @@ async def _publish(omni: OmniActors, event: EventFile, wait: float | None, outpu
         causation_id=event.causation_id,
         source=event.source,
         tenant_id=event.tenant_id,
+        delay=when.delay,
+        at=when.at,
+        wait_for_room=when.for_room,
     )
     if wait is None:
         return Fate(task_id, "pending")

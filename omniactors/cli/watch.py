@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -13,16 +15,13 @@ from rich.text import Text
 from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, open_websocket_url
 
 from omniactors.cli.exits import CommandError, ExitCode
+from omniactors.cli.following import Followers, Gateway, Refused
 from omniactors.cli.output import Format, FormatOption, notice, one_line, print_json, safe, stdout
 from omniactors.cli.session import with_system
-from omniactors.settings import Settings, read_settings
+from omniactors.settings import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from trio_websocket import WebSocketConnection
-
-    from omniactors import OmniActors
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one frame: the gateway batches up to 64 KiB, but one event alone may be larger."""
@@ -30,6 +29,7 @@ MAX_MESSAGE = 64 * 1024 * 1024
 CONNECT_SECONDS = 10.0
 HTTP_UNAUTHORIZED = 401
 TYPE_WIDTH = 20
+PID_WIDTH = 7
 
 _STYLES = {
     "completed": "green",
@@ -68,6 +68,21 @@ class _Frame(msgspec.Struct, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(_Frame)
 
 
+class _Shown(WatchedEvent, frozen=True, kw_only=True):
+    """An event in a JSON document: `runtime` is the consumer id of the runtime that it is from, when that is known."""
+
+    runtime: str | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user wants to see, and how; `query` and `token` are for the gateway."""
+
+    query: str
+    token: str | None
+    output: Format
+
+
 def watch(
     types: Annotated[
         list[str] | None, typer.Option("--types", "-t", metavar="PATTERN", help="Only these, as task.*; repeatable.")
@@ -75,83 +90,81 @@ def watch(
     *,
     run: Annotated[str | None, typer.Option(metavar="ID", help="Only the events of this run.")] = None,
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The gateway; default: the one that the store names.")
+        str | None, typer.Option(metavar="URL", help="One gateway; default: every running one that the store names.")
     ] = None,
     token: Annotated[str | None, typer.Option(metavar="T", help="The gateway's token.")] = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Show the live events of a running system; --format json writes one document a line."""
     settings = read_settings().with_gateway(listen=None, token=token)
-    gateway = url or with_system(_find_gateway)
-    trio.run(_follow, _address(gateway, types or [">"], run), settings, output)
+    query = {"types": ",".join(types or [">"])} | ({"run": run} if run else {})
+    asked = _Asked(urlencode(query), settings.token, output)
+    if url is None:
+        with_system(lambda omni: Followers(omni, partial(_follow, asked)).run())
+    else:
+        trio.run(_follow, asked, Gateway(url))
 
 
-async def _find_gateway(omni: OmniActors) -> str:
-    """The gateway of the runtime that started last; raises CommandError when none has one."""
-    runtimes = sorted(await omni.runtimes(), key=lambda runtime: runtime.started_at)
-    gateways = [runtime.gateway for runtime in runtimes if runtime.gateway]
-    if not gateways:
-        raise CommandError(
-            "no running system was found in this store; start one with: omniactors run FILE_OR_MODULE",
-            ExitCode.UNAVAILABLE,
-        )
-    return gateways[-1]
-
-
-def _address(gateway: str, types: Sequence[str], run: str | None) -> str:
+def _address(gateway: Gateway, query: str) -> str:
     """The WebSocket that a gateway's URL leads to; raises CommandError."""
-    parts = urlsplit(gateway)
+    parts = urlsplit(gateway.url)
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.netloc:
-        raise CommandError(f"--url must be http://HOST:PORT or https://HOST:PORT, not {gateway!r}", ExitCode.USAGE)
-    query = {"types": ",".join(types)} | ({"run": run} if run else {})
-    return f"{scheme}://{parts.netloc}/ws?{urlencode(query)}"
+        raise CommandError(f"--url must be http://HOST:PORT or https://HOST:PORT, not {gateway.url!r}", ExitCode.USAGE)
+    return f"{scheme}://{parts.netloc}/ws?{query}"
 
 
-async def _follow(address: str, settings: Settings, output: Format) -> None:
+async def _follow(asked: _Asked, gateway: Gateway) -> None:
     """Print events until the gateway says good-bye; raises CommandError when it cannot be reached or vanishes."""
-    headers = [(b"authorization", b"Bearer " + settings.token.encode())] if settings.token else None
-    host = urlsplit(address).netloc
+    headers = [(b"authorization", b"Bearer " + asked.token.encode())] if asked.token else None
+    at = f"the gateway at {gateway}"
     try:
         async with open_websocket_url(
-            address, extra_headers=headers, max_message_size=MAX_MESSAGE, connect_timeout=CONNECT_SECONDS
+            _address(gateway, asked.query),
+            extra_headers=headers,
+            max_message_size=MAX_MESSAGE,
+            connect_timeout=CONNECT_SECONDS,
         ) as socket:
-            notice(f"watching {host}")
-            await _print_frames(socket, output)
+            notice(f"watching {gateway}")
+            why = await _print_frames(socket, gateway, asked.output)
+            notice(f"the stream ended: {why}" + (f", {gateway}" if gateway.pid else ""))
     except ConnectionRejected as refused:
-        why = "it wants another token" if refused.status_code == HTTP_UNAUTHORIZED else f"status {refused.status_code}"
-        raise CommandError(f"the gateway at {host} refused: {why}", ExitCode.UNAVAILABLE) from refused
+        if refused.status_code == HTTP_UNAUTHORIZED:
+            raise Refused(f"{at} refused: it wants another token", ExitCode.UNAVAILABLE) from refused
+        raise CommandError(f"{at} refused: status {refused.status_code}", ExitCode.UNAVAILABLE) from refused
     except (OSError, HandshakeError, trio.TooSlowError) as error:
-        raise CommandError(f"the gateway at {host} cannot be reached", ExitCode.UNAVAILABLE) from error
+        raise CommandError(f"{at} cannot be reached", ExitCode.UNAVAILABLE) from error
     except ConnectionClosed as closed:
         reason = (closed.reason.reason if closed.reason else None) or "no reason given"
-        raise CommandError(f"the gateway at {host} went away: {reason}", ExitCode.UNAVAILABLE) from closed
+        raise CommandError(f"{at} went away: {reason}", ExitCode.UNAVAILABLE) from closed
 
 
-async def _print_frames(socket: WebSocketConnection, output: Format) -> None:
+async def _print_frames(socket: WebSocketConnection, gateway: Gateway, output: Format) -> str:
+    """Print what comes until the gateway says good-bye; returns why it does."""
     while True:
         frame = _decoder.decode(await socket.get_message())
         match frame.t:
             case "ev":
                 for event in frame.e:
-                    _print_event(event, output)
+                    _print_event(event, gateway, output)
             case "gap":
-                _print_event(WatchedEvent(event_type="bus.gap", data={"lost": frame.lost, "why": frame.why}), output)
+                gap = WatchedEvent(event_type="bus.gap", data={"lost": frame.lost, "why": frame.why})
+                _print_event(gap, gateway, output)
             case "err":
-                raise CommandError(f"the gateway refused: {frame.msg}", ExitCode.USAGE)
+                raise Refused(f"the gateway at {gateway} refused: {frame.msg}", ExitCode.USAGE)
             case "end" | "bye":
-                notice(f"the stream ended: {frame.why}")
-                return
+                return frame.why
 
 
-def _print_event(event: WatchedEvent, output: Format) -> None:
+def _print_event(event: WatchedEvent, gateway: Gateway, output: Format) -> None:
     if output is Format.JSON:
-        print_json(event)
+        print_json(_Shown(**msgspec.structs.asdict(event), runtime=gateway.runtime))
         return
     when = datetime.fromtimestamp(event.ts, UTC).astimezone() if event.ts else datetime.now(UTC).astimezone()
     style = _STYLES.get(event.event_type.rpartition(".")[2], "")
     line = Text.assemble(
         (f"{when:%H:%M:%S}.{when.microsecond // 1000:03} ", "dim"),
+        (f"{gateway.pid:<{PID_WIDTH}} " if gateway.pid else "", "dim"),
         (f"{safe(event.event_type):<{TYPE_WIDTH}} ", style),
         one_line(event.data),
     )

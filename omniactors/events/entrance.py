@@ -50,28 +50,22 @@ class Entrance(Generic[Item]):
 
     def enter(self, item: Item) -> None:
         """Let the item in, or line it up, or lose it when the line is full. Never waits, never raises."""
-        # A taken lock means another thread without a run, or a signal handler in the middle of
-        # admit: waiting would block the one and deadlock the other, so the line it is.
-        if threading.get_ident() == self._home and self._inside.acquire(blocking=False):
-            try:
-                if self._line or self._untold:
-                    self._admit_line()
-                self._admit(item)
-            finally:
-                self._inside.release()
-        elif len(self._line) < self._capacity:
-            self._line.append(self._pack(item))
-        else:
-            with self._loss_lock:
-                self._untold += 1
-                self.lost_total += 1
+        if not self._enter_at_home(item):
+            if len(self._line) < self._capacity:
+                self._line.append(self._pack(item))
+            else:
+                with self._loss_lock:
+                    self._untold += 1
+                    self.lost_total += 1
         if self._line or self._untold:
             self._let_in()
 
     def enter_surely(self, item: Item) -> None:
         """As `enter`, but exempt from the line's bound: for the few items that must not be lost."""
-        self._line.append(item)
-        self._let_in()
+        if not self._enter_at_home(item):
+            self._line.append(item)
+        if self._line or self._untold:
+            self._let_in()
 
     def claim(self) -> None:
         """Make this trio run the bus's own; raises RuntimeError when one in another thread has it now."""
@@ -100,6 +94,20 @@ class Entrance(Generic[Item]):
                 yield
         finally:
             self._let_in()
+
+    def _enter_at_home(self, item: Item) -> bool:
+        """Let the item in at once, behind the line, if this is the thread of the run that has the bus."""
+        # A taken lock means another thread without a run, or a signal handler in the middle of
+        # admit: waiting would block the one and deadlock the other, so the line it is.
+        if threading.get_ident() != self._home or not self._inside.acquire(blocking=False):
+            return False
+        try:
+            if self._line or self._untold:
+                self._admit_line()
+            self._admit(item)
+        finally:
+            self._inside.release()
+        return True
 
     def _let_in(self) -> None:
         """See to it that the line gets in: by the run that has the bus, else here and now."""

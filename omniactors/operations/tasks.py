@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 
 from omniactors.agents.current import event_in_hand
-from omniactors.errors import BackendError, BatchFailed, EnvelopeError, TaskFailed
-from omniactors.events.event import Event
+from omniactors.agents.publishing import check_size, schedule
+from omniactors.backoff import Backoff
+from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull, TaskFailed
+from omniactors.events.event import Event, ReadOnlyDict
 from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
-from omniactors.streams.settlement import Publication, to_publication
+from omniactors.streams.settlement import to_publication
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from omniactors.events.bus import EventBus
     from omniactors.streams.backend import Backend, Published
-    from omniactors.streams.settlement import ResultRecord
+    from omniactors.streams.settlement import Publication, ResultRecord
 
 CHUNK = 500
 """Events in one write of a batch: large enough to be cheap, small enough to let others in between."""
+
+ROOM = Backoff(initial=0.02, maximum=1.0, jitter=1.0)
+"""Between two looks for room in a full stream; many publishers may wait, so chance spreads them."""
 
 BatchItem = EventEnvelope[Any] | tuple[str, Any]
 
@@ -28,11 +36,20 @@ BatchItem = EventEnvelope[Any] | tuple[str, Any]
 class TaskOperations:
     """Publish, and wait for results."""
 
-    def __init__(self, backend: Backend, bus: EventBus) -> None:
+    def __init__(self, backend: Backend, bus: EventBus, *, entry_limit: int) -> None:
         self._backend = backend
         self._bus = bus
+        self._entry_limit = entry_limit
 
-    async def publish(self, event: EventEnvelope[Any], *, is_new: bool = False) -> str:
+    async def publish(
+        self,
+        event: EventEnvelope[Any],
+        *,
+        is_new: bool = False,
+        delay: float | None = None,
+        at: float | datetime | None = None,
+        wait_for_room: bool = False,
+    ) -> str:
         """Publish one event; returns its id when it is durable.
 
         `is_new` says that its id was made for it: such an id is not remembered, except inside a
@@ -43,7 +60,8 @@ class TaskOperations:
             raise EnvelopeError(f"event_envelope must be an EventEnvelope, not {type(event).__name__}")
         check_topic(event.topic)
         event, dedupe = _in_hand(event, is_new=is_new)
-        (published,) = await self._backend.publish([to_publication(event, dedupe=dedupe)])
+        publication = schedule(self._sized(event, dedupe=dedupe), delay=delay, at=at)
+        published = await self._write(publication, has_patience=wait_for_room)
         self._tell(event, published)
         return published.task_id
 
@@ -54,7 +72,7 @@ class TaskOperations:
         are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
         """
         events = [_in_hand(*_as_event(item, index)) for index, item in enumerate(items)]
-        publications = [_checked(event, dedupe, index) for index, (event, dedupe) in enumerate(events)]
+        publications = [self._checked(event, dedupe, index) for index, (event, dedupe) in enumerate(events)]
         published: list[str] = []
         failed: dict[int, Exception] = {}
         for start in range(0, len(publications), CHUNK):
@@ -89,8 +107,31 @@ class TaskOperations:
                 raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
             records = await self._backend.wait_results(task_id, len(records))
 
+    async def _write(self, publication: Publication, *, has_patience: bool) -> Published:
+        attempt = 0
+        while True:
+            try:
+                (published,) = await self._backend.publish([publication])
+            except StreamFull:
+                if not has_patience:
+                    raise
+            else:
+                return published
+            attempt += 1
+            await trio.sleep(ROOM.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret
+
+    def _checked(self, event: EventEnvelope[Any], dedupe: bool, index: int) -> Publication:  # noqa: FBT001 -- a pair's second half
+        try:
+            return self._sized(event, dedupe=dedupe)
+        except EnvelopeError as error:
+            error.add_note(f"in item {index} of the batch")
+            raise
+
+    def _sized(self, event: EventEnvelope[Any], *, dedupe: bool) -> Publication:
+        return check_size(to_publication(event, dedupe=dedupe), self._entry_limit)
+
     def _tell(self, event: EventEnvelope[Any], published: Published) -> None:
-        data = {"task_id": event.id, "topic": event.topic, "causation_id": event.causation_id}
+        data = ReadOnlyDict(task_id=event.id, topic=event.topic, causation_id=event.causation_id)
         event_type = "task.duplicate" if published.duplicate else "task.published"
         self._bus.publish(Event(run_id=event.correlation_id or event.id, event_type=event_type, data=data))
 
@@ -107,14 +148,6 @@ def _as_event(item: BatchItem, index: int) -> tuple[EventEnvelope[Any], bool]:
         return EventEnvelope(topic=check_topic(topic), payload=PayloadBase(content=content)), True
     except EnvelopeError as error:
         raise EnvelopeError(f"item {index}: {error}") from None
-
-
-def _checked(event: EventEnvelope[Any], dedupe: bool, index: int) -> Publication:  # noqa: FBT001 -- a pair's second half
-    try:
-        return to_publication(event, dedupe=dedupe)
-    except EnvelopeError as error:
-        error.add_note(f"in item {index} of the batch")
-        raise
 
 
 def _in_hand(event: EventEnvelope[Any], is_new: bool) -> tuple[EventEnvelope[Any], bool]:  # noqa: FBT001 -- a pair's second half

@@ -2,13 +2,14 @@
 
 One contract suite (`tests/streams/contract.py`) runs over every implementation. All methods work
 from any trio run of the process, also one after another; all raise `BackendError` or a subclass.
-Cancelling a call withdraws it if it has not begun; once it has begun it is waited for, so a
-cancelled call never leaves an operation half done and its outcome is never unknown for long.
+Cancelling a call withdraws it if it has not begun. Once it has begun it happens whole or not at all:
+the embedded store waits for it, a store behind a network returns at once and leaves the outcome unknown.
+A call that fails and may have taken place all the same says so (`BackendError.outcome_known`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 import trio
@@ -16,15 +17,23 @@ import trio
 from omniactors.streams.settlement import DeadReason, EntryKey, Publication, ResultRecord, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Want(msgspec.Struct, frozen=True):
-    """Room for `credit` entries of one topic at one agent."""
+    """Room for `credit` entries of one topic at one agent.
+
+    With `limit` all consumers together never own more than so many entries of the group.
+    `is_ordered` says that the agent's events have ordering keys: what is fetched is to be claimed
+    (`Backend.claim`) before it is handled, and until then no other consumer gets anything of the
+    group, so that the claims come in the order of the stream.
+    """
 
     topic: str
     agent: str
     credit: int
+    limit: int | None = None
+    is_ordered: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,17 +52,25 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     """What a fetch took, and how to go on. `position` is for `Backend.wait`.
 
-    `next_due` is the number of seconds until the next delayed entry of the groups asked for, or
-    None; entries that are due already, but found no room, are not counted.
+    `next_due` is the number of seconds until the next delayed entry of the groups asked for, or the
+    next delayed publication of their topics, or None; what is due already, but found no room, is
+    not counted. `paused` are the agents among those asked for that are paused: nothing was taken
+    for them. `has_more` is set when a group has more to give at once, although less than its credit
+    was taken.
     """
 
     entries: list[Entry]
     position: int
     next_due: float | None = None
+    paused: frozenset[str] = frozenset()
+    has_more: bool = False
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """The fate of one publication. `duplicate` is set when its id was known and nothing was appended."""
+    """The fate of one publication. `duplicate` is set when its id was known and nothing was appended.
+
+    `entry_id` is empty for one that is delayed: it gets its id when it becomes visible.
+    """
 
     task_id: str
     entry_id: str
@@ -84,12 +101,44 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     body_encoding: str = "utf-8"
 
 
+class DeadFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters of a topic are meant; what is None does not narrow. Times are in Unix seconds.
+
+    `since` is the earliest `failed_at`, `until` the first that is too late.
+    """
+
+    agent: str | None = None
+    reason: DeadReason | None = None
+    error_type: str | None = None
+    since: float | None = None
+    until: float | None = None
+    ids: tuple[str, ...] | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether this dead letter is meant."""
+        return (
+            (self.agent is None or letter.agent == self.agent)
+            and (self.reason is None or letter.reason == self.reason)
+            and (self.error_type is None or letter.error_type == self.error_type)
+            and (self.since is None or letter.failed_at >= self.since)
+            and (self.until is None or letter.failed_at < self.until)
+            and (self.ids is None or letter.id in self.ids)
+        )
+
+
+EVERY_DEAD_LETTER = DeadFilter()
+
+
 class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One topic's stream: entries stored, and per agent how many are pending, delayed and dead."""
+    """One topic's stream: entries stored, and per agent how many are pending, delayed and dead.
+
+    `scheduled` are the publications that are not visible yet.
+    """
 
     topic: str
     length: int
     groups: list[GroupInfo]
+    scheduled: int = 0
 
 
 class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +177,29 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str | None = None
 
 
+class AgentMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one agent has done on one topic since the store began, in numbers of settled tries.
+
+    `seconds` is the time its handlers took, all tries together.
+    """
+
+    topic: str
+    agent: str
+    completed: int = 0
+    retried: int = 0
+    dead: int = 0
+    seconds: float = 0.0
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of a store: what was found, and what to change (empty when all is well)."""
+
+    check: str
+    status: Literal["ok", "warning", "error"]
+    message: str
+    advice: str = ""
+
+
 class Backend(Protocol):
     """A durable store of streams, groups, results, dead letters and the registry."""
 
@@ -137,7 +209,11 @@ class Backend(Protocol):
         ...
 
     async def publish(self, publications: Sequence[Publication]) -> list[Published]:
-        """Append all of them in one atomic write, in this order; durable when it returns."""
+        """Append all of them in one atomic write, in this order; durable when it returns.
+
+        Raises StreamFull when a stream has no room for its part: then nothing is written. Delayed
+        publications count, and what settlements publish is exempt.
+        """
         ...
 
     async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
@@ -171,10 +247,29 @@ class Backend(Protocol):
         """
         ...
 
-    async def wait(self, topics: Sequence[str], position: int) -> None:
-        """Return when something may have changed in `topics` since the fetch that gave `position`.
+    async def claim(self, keys: Sequence[tuple[EntryKey, str]]) -> list[bool]:
+        """Claim fetched entries of an ordered group, in the order of their fetch, each with its ordering key.
 
-        Spurious returns are allowed, lost ones are not. Cancellable at any time.
+        True: it may be handled here, in its turn. False: its key is at work at another consumer,
+        which was given the entry and gets it from its next fetch; or earlier entries have come back
+        to the group meanwhile, and it went back to be fetched after them. Entries that were handed
+        over count as fetched, and are claimed again without harm. Every ordered fetch that took
+        something is followed by a claim, release or settlement of each entry.
+        """
+        ...
+
+    async def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take no more of these groups: what others handed over to us goes back to them.
+
+        Nothing is handed over to us until our next fetch of a group. What was fetched stays ours.
+        """
+        ...
+
+    async def wait(self, positions: Mapping[str, int]) -> frozenset[str]:
+        """The topics in which something may have changed, as soon as there are any.
+
+        `positions` gives for each topic the position of the last fetch that asked for it. Spurious
+        returns are allowed, lost ones are not. Cancellable at any time.
         """
         ...
 
@@ -197,8 +292,55 @@ class Backend(Protocol):
         """As `get_results`, as soon as there are more than `known`. Cancellable at any time."""
         ...
 
-    async def dead_letters(self, topic: str, *, limit: int) -> list[DeadLetter]:
-        """The newest dead letters of a topic's groups, newest first."""
+    async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
+        """The newest dead letters of a topic's groups that `where` admits, newest first."""
+        ...
+
+    async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Give the oldest `limit` of these dead letters back to their groups as new; returns how many.
+
+        Each is delivered to its own group only, with no tries behind it, and is gone from the dead
+        letters in the same write. Raises StreamFull.
+        """
+        ...
+
+    async def purge_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Delete the oldest `limit` of these dead letters; returns how many."""
+        ...
+
+    async def pause(self, agent: str) -> None:
+        """Have no consumer take anything for this agent until `resume`, restarts included."""
+        ...
+
+    async def resume(self, agent: str) -> None:
+        """End a pause; nothing happens when there is none."""
+        ...
+
+    async def paused(self) -> frozenset[str]:
+        """The agents that are paused."""
+        ...
+
+    async def metrics(self) -> list[AgentMetrics]:
+        """What every agent has done, by topic and agent."""
+        ...
+
+    async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value
+        """Keep a value for all processes; it replaces what is there."""
+        ...
+
+    async def delete_config(self, key: str) -> bool:
+        """Forget a value; True when there was one."""
+        ...
+
+    async def config(self) -> dict[str, Any]:
+        """All values that are kept, by key."""
+        ...
+
+    async def diagnose(self) -> list[Finding]:
+        """Check what durability and speed depend on; the first finding is about reaching the store.
+
+        Never raises BackendError: a store that cannot be reached is a finding.
+        """
         ...
 
     async def streams(self) -> list[StreamInfo]:

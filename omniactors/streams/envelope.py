@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
-import uuid
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +22,13 @@ Content = TypeVar("Content")
 
 INTERNAL_PREFIX = "omni."
 """Topics that begin so belong to the runtime itself, as the webhooks' one."""
+
+
+def new_id() -> str:
+    """A random UUID, version 4; made by hand since `uuid.uuid4` takes three times as long, once for each event."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 class PayloadBase(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
@@ -51,7 +58,7 @@ class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True)
 
     topic: str
     payload: PayloadBase[Content]
-    id: str = msgspec.field(default_factory=lambda: str(uuid.uuid4()))
+    id: str = msgspec.field(default_factory=new_id)
     tenant_id: str | None = None
     correlation_id: str | None = None
     causation_id: str | None = None
@@ -66,16 +73,21 @@ class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True)
             raise EnvelopeError(f"payload must be a PayloadBase, not {type(self.payload).__name__}")
         if not isinstance(self.id, str) or not self.id.strip():
             raise EnvelopeError(f"id must be a non-empty string, not {self.id!r}")
-        for name in ("tenant_id", "correlation_id", "causation_id", "source"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise EnvelopeError(f"{name} must be a string or None, not {value!r}")
+        if not (self.tenant_id is self.correlation_id is self.causation_id is self.source is None):
+            _check_ids(self)
         created = self.created_at
         if isinstance(created, bool) or not isinstance(created, int | float) or not math.isfinite(created):
             raise EnvelopeError(f"created_at must be a number of Unix seconds, not {created!r}")
         attempts = self.delivery_attempts
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise EnvelopeError(f"delivery_attempts must be at least 1, not {self.delivery_attempts!r}")
+
+
+def _check_ids(event: EventEnvelope[Any]) -> None:
+    for name in ("tenant_id", "correlation_id", "causation_id", "source"):
+        value = getattr(event, name)
+        if value is not None and not isinstance(value, str):
+            raise EnvelopeError(f"{name} must be a string or None, not {value!r}")
 
 
 class WireEvent(msgspec.Struct, Generic[Content], kw_only=True):
@@ -237,7 +249,7 @@ class EventDecoder(Generic[Content]):
             wire: WireEvent[Content] = self._decoder.decode(body)
             return EventEnvelope(
                 topic=wire.topic or topic,
-                payload=PayloadBase(content=wire.content, webhook=wire.webhook, reply_to=wire.reply_to or None),
+                payload=PayloadBase(content=wire.content, webhook=wire.webhook or None, reply_to=wire.reply_to or None),
                 id=wire.task_id or f"{topic}:{entry_id}",
                 tenant_id=wire.tenant_id,
                 correlation_id=wire.correlation_id,

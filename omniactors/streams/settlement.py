@@ -65,12 +65,16 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     """One event ready to be appended: encoded once, here.
 
     `dedupe=True` marks an id that was given or derived, to be remembered for the dedupe window.
+    It becomes visible `delay` seconds after it is written, or at `at`, in Unix seconds of the
+    backend's clock, when that is given; at once when both are past.
     """
 
     topic: str
     task_id: str
     body: bytes
     dedupe: bool = False
+    delay: float = 0.0
+    at: float | None = None
 
 
 class Dead(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,11 +93,16 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EntryKey(msgspec.Struct, frozen=True):
-    """Names one delivery to one group: stream, agent (the group's name within the topic), entry id."""
+    """Names one delivery to one group: stream, agent (the group's name within the topic), entry id.
+
+    `consumer` is the id of the consumer that it was handed to: another one's, an earlier one's of
+    the same process included, is not ours to settle.
+    """
 
     topic: str
     agent: str
     entry_id: str
+    consumer: str = ""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +110,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
 
     With `retry` set the entry stays and nothing else is; otherwise it is acknowledged. `result`
     leaves `processed_at` to the backend's clock when it is 0, and lives `result_ttl` seconds.
+    `seconds` is how long the handler took, for the counters.
     """
 
     key: EntryKey
@@ -109,6 +119,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     publications: tuple[Publication, ...] = ()
     dead: Dead | None = None
     retry: Retry | None = None
+    seconds: float = 0.0
 
 
 class Succeeded(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,16 +173,17 @@ def settle(
     random: float,
     reply_to: str | None = None,
     result_ttl: float = RESULT_TTL,
+    seconds: float = 0.0,
 ) -> Settlement:
     """What to write for `outcome`, the end of try number `envelope.delivery_attempts`.
 
     `now` (Unix seconds) stamps the records, `random` is drawn from [0, 1), `reply_to` is the
-    agent's own default, `result_ttl` (seconds) how long the result is kept. Raises ContentError
-    when the result is no JSON value.
+    agent's own default, `result_ttl` (seconds) how long the result is kept, `seconds` how long the
+    try took. Raises ContentError when the result is no JSON value.
     """
     if isinstance(outcome, Failed):
         settlement = _settle_failure(key, envelope, outcome, policy, now=now, random=random)
-        return msgspec.structs.replace(settlement, result_ttl=result_ttl)
+        return msgspec.structs.replace(settlement, result_ttl=result_ttl, seconds=seconds)
     check_content(outcome.value)
     # Encoded here and now: the handler may go on to change the object it returned.
     value = msgspec.Raw(encode_json(outcome.value))
@@ -182,6 +194,7 @@ def settle(
         result=record,
         result_ttl=result_ttl,
         publications=(*outcome.published, *replies, *_webhook(envelope, record, outcome.value)),
+        seconds=seconds,
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from omniactors import Agent, AgentConfig, Backoff, Event, OmniActors, RetryPolicy, Settings
+from omniactors import Agent, AgentConfig, Backoff, Event, EventBus, OmniActors, RetryPolicy, Settings
 from omniactors.settings import MemoryUrl
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 QUICK = RetryPolicy(max_attempts=3, backoff=Backoff(initial=0.01, maximum=0.05))
 
@@ -38,10 +38,22 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.001)
 
 
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that only the store can tell."""
+    while not await condition():  # noqa: ASYNC110 -- the store is asked, it tells nobody
+        await trio.sleep(0.002)
+
+
+class HasBus(Protocol):
+    """A system, or a part of one with a bus of its own."""
+
+    bus: EventBus
+
+
 class Watcher:
     """Collects the events of a bus, from now on."""
 
-    def __init__(self, omni: OmniActors, *types: str) -> None:
+    def __init__(self, omni: HasBus, *types: str) -> None:
         self._subscription = omni.bus.subscribe(types=list(types))
         self.seen: list[Event] = []
 
@@ -58,7 +70,7 @@ class Watcher:
 
 
 @asynccontextmanager
-async def watching(omni: OmniActors, *types: str) -> AsyncIterator[Watcher]:
+async def watching(omni: HasBus, *types: str) -> AsyncIterator[Watcher]:
     watcher = Watcher(omni, *types)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)

@@ -9,7 +9,9 @@ import argparse
 import os
 import pkgutil
 import platform
+import re
 import sqlite3
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import import_module, metadata
@@ -19,12 +21,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 import omniactors
 import tests.benchmarks
 from tests.benchmarks.report import Row, rate
+from tests.redis_server import redis_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 NOT_BENCHMARKS = ("__main__", "report")
-PACKAGES = ("trio", "msgspec", "pykka")
+PACKAGES = ("trio", "msgspec", "hiredis", "pykka", "omnidaemon", "faststream", "saq")
 TITLE = """# Performance
 
 What `python -m tests.benchmarks --output docs/performance.md` measured. The bare limit is the least that
@@ -45,7 +48,7 @@ class Benchmark(Protocol):
 def benchmarks() -> Iterator[tuple[str, Benchmark]]:
     """Name and module of every benchmark there is, by name."""
     for found in pkgutil.iter_modules(tests.benchmarks.__path__):
-        if found.name not in NOT_BENCHMARKS:
+        if found.name not in NOT_BENCHMARKS and not found.ispkg:
             yield found.name, cast("Benchmark", import_module(f"tests.benchmarks.{found.name}"))
 
 
@@ -78,11 +81,19 @@ def versions() -> Iterator[str]:
     yield f"omniactors {omniactors.__version__}"
     yield f"Python {platform.python_version()}"
     yield f"SQLite {sqlite3.sqlite_version}"
+    yield redis_version()
     for package in PACKAGES:
         try:
             yield f"{package} {metadata.version(package)}"
         except metadata.PackageNotFoundError:
             continue
+
+
+def redis_version() -> str:
+    """The version of the server that the benchmarks run."""
+    told = subprocess.run([redis_binary(), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    found = re.search(r"v=(\S+)", told)
+    return f"Redis {found[1] if found else told.strip()}"
 
 
 def main() -> None:

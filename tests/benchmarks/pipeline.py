@@ -42,9 +42,9 @@ class Square(Agent, topic="square", name="square"):
         return event.payload.content**2
 
 
-async def pipeline(folder: Path) -> float:
+async def pipeline(url: str) -> float:
     """Tasks per second from the first publish to the last result, by one agent with concurrency 1."""
-    omni = OmniActors(f"sqlite:///{folder}/work.db")
+    omni = OmniActors(url)
     omni.add(Square)
     async with omni:
         begun = time.perf_counter()
@@ -57,9 +57,9 @@ async def pipeline(folder: Path) -> float:
     return TASKS / elapsed
 
 
-async def publish(folder: Path, *, publishers: int, tasks: int) -> float:
+async def publish(url: str, *, publishers: int, tasks: int) -> float:
     """Durable publishes per second by so many trio tasks, each one waiting for its own; nothing else runs."""
-    omni = OmniActors(f"sqlite:///{folder}/work.db")
+    omni = OmniActors(url)
     await omni.publish("square", 0)
 
     async def publish_some() -> None:
@@ -73,6 +73,11 @@ async def publish(folder: Path, *, publishers: int, tasks: int) -> float:
     elapsed = time.perf_counter() - begun
     await omni.shutdown()
     return tasks / elapsed
+
+
+def on_file(work: Callable[[str], Awaitable[float]]) -> Callable[[Path], Awaitable[float]]:
+    """The work, on a file in a folder."""
+    return lambda folder: work(f"sqlite:///{folder}/work.db")
 
 
 async def bare(folder: Path, *, batch: int, tasks: int) -> float:
@@ -106,13 +111,13 @@ def measure(*kinds: Callable[[Path], Awaitable[float]]) -> list[float]:
 
 def rows() -> list[Row]:
     """Measure everything here; some seconds."""
-    whole, batches = measure(pipeline, partial(bare, batch=BATCH, tasks=10 * TASKS))
+    whole, batches = measure(on_file(pipeline), partial(bare, batch=BATCH, tasks=10 * TASKS))
     one, single = measure(
-        partial(publish, publishers=1, tasks=ALONE),
+        on_file(partial(publish, publishers=1, tasks=ALONE)),
         partial(bare, batch=1, tasks=ALONE),
     )
     many, limit = measure(
-        partial(publish, publishers=PUBLISHERS, tasks=TASKS),
+        on_file(partial(publish, publishers=PUBLISHERS, tasks=TASKS)),
         partial(bare, batch=BATCH, tasks=10 * TASKS),
     )
     return [

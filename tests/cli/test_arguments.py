@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from omniactors.cli.events import parse_content
+from omniactors.cli.exits import CommandError
+from omniactors.cli.times import parse_time
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Cli
+
+
+COMMANDS = ("run", "watch", "info", "task", "agent", "streams", "bus", "config", "metrics", "doctor")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +29,17 @@ if TYPE_CHECKING:
         (("run", "none.py"), "there is no file 'none.py'"),
         (("run", "none.such.module"), "there is no file and no module 'none.such.module'"),
         (("run", "x.py", "--listen", "8765"), "--listen must be HOST:PORT"),
-        (("run", "x.py", "--workers", "2"), "--workers is not built yet"),
+        (("run", "x.py", "--workers", "2", "--listen", "8765"), "--listen must be HOST:PORT"),
+        (("task", "publish", "-t", "t", "-c", "1", "--at", "soon"), "--at must be Unix seconds, or ISO 8601"),
+        (("task", "publish", "-t", "t", "-c", "1", "--at", "1", "--delay", "1"), "--delay and --at exclude each other"),
+        (("streams", "dlq", "-t", "t", "--since", "20300131"), "--since must be Unix seconds, or ISO 8601"),
+        (("streams", "replay", "-t", "t", "--until", "1893456000000"), "--until '1893456000000' is not between"),
+        (("streams", "purge", "-t", "t", "--since", "9", "--until", "9"), "--since must be before --until"),
+        (("agent", "pause"), "give the name of one agent"),
+        (("agent", "resume", "a", "--name", "a"), "give the name of one agent"),
+        (("config", "set", "", "1"), "a key cannot be empty"),
+        (("config", "set", "k", "{"), "VALUE is no JSON: Expecting property name"),
+        (("config", "get", "k", "--default", "NaN"), "--default is no JSON: NaN has no form in it"),
     ],
 )
 def test_a_command_that_cannot_be_understood_exits_2(cli: Cli, arguments: tuple[str, ...], sentence: str) -> None:
@@ -34,7 +50,18 @@ def test_a_command_that_cannot_be_understood_exits_2(cli: Cli, arguments: tuple[
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nosuch",), ("task", "result"), ("streams", "dlq"), ("agent", "list", "-f", "x")]
+    "arguments",
+    [
+        ("nosuch",),
+        ("task", "result"),
+        ("task", "publish", "-t", "t", "-c", "1", "--delay", "-1"),
+        ("streams", "dlq"),
+        ("streams", "dlq", "-t", "t", "--reason", "x"),
+        ("streams", "purge", "-t", "t", "-n", "0"),
+        ("agent", "list", "-f", "x"),
+        ("config", "set", "k"),
+        ("metrics", "-f", "csv"),
+    ],
 )
 def test_what_typer_refuses_exits_2_and_keeps_stdout_clean(cli: Cli, arguments: tuple[str, ...]) -> None:
     done = cli(*arguments)
@@ -116,6 +143,13 @@ def test_content_of_broken_bytes_is_refused(cli: Cli) -> None:
         ("streams", "list"),
         ("bus", "dlq", "--topic", "t"),
         ("watch",),
+        ("agent", "pause", "a"),
+        ("agent", "resume", "a"),
+        ("streams", "replay", "-t", "t"),
+        ("streams", "purge", "-t", "t", "--yes"),
+        ("config", "list"),
+        ("metrics",),
+        ("doctor",),
     ],
 )
 def test_a_store_in_memory_is_refused_where_it_would_be_empty(cli: Cli, arguments: tuple[str, ...]) -> None:
@@ -133,6 +167,35 @@ def test_a_bad_setting_is_a_usage_error(cli: Cli, arguments: tuple[str, ...]) ->
     assert done.stderr == "error: OMNIACTORS_GRACE must be a number of seconds of at least 0, not 'soon'\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        (" 1893456000.5 ", 1893456000.5),
+        ("2030-01-01T00:00Z", 1893456000.0),
+        ("2030-01-01T02:00:00+02:00", 1893456000.0),
+        ("20300101T000000Z", 1893456000.0),
+        # Without an offset it is local time, which is five hours behind here.
+        ("2029-12-31T19:00", 1893456000.0),
+        ("2029-12-31", 1893456000.0 - 19 * 3600),
+    ],
+)
+def test_a_time_is_unix_seconds_or_iso_8601(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XXX5")
+    time.tzset()
+    try:
+        assert parse_time(text, "--at") == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "-1", "2030", "20300101", "2030-13-01", "noon", "9" * 400, "1e300"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(CommandError, match="--at "):
+        parse_time(text, "--at")
+
+
 def test_info_is_one_document(cli: Cli, tmp_path: Path) -> None:
     done = cli("info", "--format", "json", OMNIACTORS_URL="sqlite:///x.db")
     assert done.document()["store"] == f"sqlite:///{tmp_path}/x.db"
@@ -146,4 +209,4 @@ def test_version(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
-    assert all(name in done.stdout for name in ("run", "watch", "info", "task", "agent", "streams", "bus"))
+    assert all(name in done.stdout for name in COMMANDS)

@@ -2,4 +2,5 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.streams.contract")
+for part in ("", "_admin", "_delivery", "_kit", "_outcomes", "_order", "_replay", "_shared"):
+    pytest.register_assert_rewrite(f"tests.streams.contract{part}")

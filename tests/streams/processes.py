@@ -46,7 +46,7 @@ async def consume(backend: SqliteBackend, _: str) -> None:
                 break
             await settle(backend, fetched.entries)
             if not fetched.entries:
-                await backend.wait([TOPIC, STOP], fetched.position)
+                await backend.wait(dict.fromkeys((TOPIC, STOP), fetched.position))
         nursery.cancel_scope.cancel()
     await backend.close()
 

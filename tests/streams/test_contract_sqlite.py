@@ -19,13 +19,13 @@ class FileStore:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self) -> SqliteBackend:
-        return SqliteBackend(self._path)
+    def open(self, *, stream_limit: int | None = None) -> SqliteBackend:
+        return SqliteBackend(self._path, stream_limit=stream_limit)
 
 
 class MemoryStore:
-    def open(self) -> SqliteBackend:
-        return SqliteBackend(None)
+    def open(self, *, stream_limit: int | None = None) -> SqliteBackend:
+        return SqliteBackend(None, stream_limit=stream_limit)
 
 
 class TestFile(BackendContract, SharedContract):

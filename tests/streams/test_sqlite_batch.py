@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from sqlite3 import SQLITE_LIMIT_LENGTH
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from omniactors.streams.sqlite.ids import first_id, read_id, show_id
 from omniactors.streams.sqlite.operations import create_groups
 from omniactors.streams.sqlite.schema import connect
 from omniactors.streams.sqlite.work import Fetch, Publish, Scene, Settle
-from tests.streams.contract import AGENT, TOPIC, numbered, record
+from tests.streams.contract_kit import AGENT, TOPIC, numbered, record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,19 +34,25 @@ def connection() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
+def run(connection: sqlite3.Connection, work: Publish | Fetch | Settle) -> Any:
+    """What the work answers, as the only one of its batch."""
+    (outcome,) = Batch(connection, SCENE, 0).run([work])
+    return outcome.unwrap()
+
+
 def statements_of_one_life(connection: sqlite3.Connection, count: int) -> int:
     """Publish, fetch and settle `count` events; how many statements Python has run."""
     ran: list[str] = []
     connection.set_trace_callback(ran.append)
-    Batch(connection, SCENE, 0).run([Publish(numbered(count))])
-    (fetched,) = Batch(connection, SCENE, 0).run([Fetch([Want(TOPIC, AGENT, count)])])
+    run(connection, Publish(numbered(count)))
+    fetched = run(connection, Fetch([Want(TOPIC, AGENT, count)]))
     settlements = [
         Settlement(
             key=entry.key, result=record(str(place)), publications=(Publication(topic="x", task_id="t", body=b""),)
         )
         for place, entry in enumerate(fetched.entries)
     ]
-    (flags,) = Batch(connection, SCENE, 0).run([Settle(settlements)])
+    flags = run(connection, Settle(settlements))
     assert flags == [True] * count
     connection.set_trace_callback(None)
     return sum(1 for _ in groupby(ran))  # what runs inside a trigger is reported as a repeat of its statement
@@ -58,9 +64,9 @@ def test_the_number_of_statements_does_not_depend_on_the_number_of_events(connec
 
 def test_bodies_that_are_too_long_for_one_row_are_read_one_by_one(connection: sqlite3.Connection) -> None:
     bodies = [bytes([65 + number]) * 60_000 for number in range(5)]
-    Batch(connection, SCENE, 0).run([Publish([Publication(topic=TOPIC, task_id="t", body=body) for body in bodies])])
+    run(connection, Publish([Publication(topic=TOPIC, task_id="t", body=body) for body in bodies]))
     connection.setlimit(SQLITE_LIMIT_LENGTH, 100_000)
-    (fetched,) = Batch(connection, SCENE, 0).run([Fetch([Want(TOPIC, AGENT, 9)])])
+    fetched = run(connection, Fetch([Want(TOPIC, AGENT, 9)]))
     assert [entry.body for entry in fetched.entries] == bodies
 
 
@@ -69,8 +75,8 @@ def test_every_body_comes_back_byte_for_byte(body: bytes) -> None:
     connection = connect(None, synchronous="FULL", wait=1.0)
     create_groups(connection, [(TOPIC, AGENT)])
     publications = [Publication(topic=TOPIC, task_id=str(number), body=body) for number in range(2)]
-    Batch(connection, SCENE, 0).run([Publish(publications)])
-    (fetched,) = Batch(connection, SCENE, 0).run([Fetch([Want(TOPIC, AGENT, 9)])])
+    run(connection, Publish(publications))
+    fetched = run(connection, Fetch([Want(TOPIC, AGENT, 9)]))
     connection.close()
     assert [entry.body for entry in fetched.entries] == [body, body]
 

@@ -17,7 +17,7 @@ from omniactors.streams.backend import Want
 from omniactors.streams.settlement import Publication, Settlement
 from omniactors.streams.sqlite.backend import SqliteBackend
 from omniactors.streams.sqlite.lock import FileLock
-from tests.streams.contract import (
+from tests.streams.contract_kit import (
     AGENT,
     LIMIT,
     TOPIC,
@@ -218,7 +218,7 @@ def test_a_run_that_crashed_does_no_harm(path: Path) -> None:
     async def crash() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(backend.serve)
-            nursery.start_soon(backend.wait, [TOPIC], 2**63)
+            nursery.start_soon(backend.wait, {TOPIC: 2**63})
             nursery.start_soon(backend.publish, numbered(3))
             await trio.testing.wait_all_tasks_blocked()
             raise KeyError

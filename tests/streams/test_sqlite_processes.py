@@ -17,7 +17,7 @@ import trio
 
 from omniactors.streams.backend import Entry, Want
 from omniactors.streams.sqlite.backend import SqliteBackend
-from tests.streams.contract import fetch, fetch_when_due, length, serving, until
+from tests.streams.contract_kit import fetch, fetch_when_due, length, serving, until
 from tests.streams.processes import AGENT, STOP, TOPIC, event
 
 if TYPE_CHECKING:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from omniactors.streams.sqlite import operations
-from omniactors.streams.sqlite.store import StoreSettings
+from omniactors.streams.backend import EVERY_DEAD_LETTER
+from omniactors.streams.envelope import check_content, encode_json
+from omniactors.streams.sqlite import dead, operations, ordering
+from omniactors.streams.sqlite.database import StoreSettings
 from omniactors.streams.sqlite.work import (
+    Changes,
+    Claim,
+    Diagnose,
     Fetch,
     Publish,
     Read,
@@ -26,12 +32,15 @@ from omniactors.streams.sqlite.work import (
 from omniactors.streams.sqlite.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from omniactors.streams.backend import (
+        AgentMetrics,
         AgentRecord,
+        DeadFilter,
         DeadLetter,
         Fetched,
+        Finding,
         Published,
         RuntimeRecord,
         StreamInfo,
@@ -48,7 +57,9 @@ class SqliteBackend:
     Opens nothing until first use, and makes the folder then. With `synchronous="FULL"` what was
     acknowledged survives a loss of power, with "NORMAL" the end of the process. An id is
     remembered for `dedupe_window` seconds. A call waits at most `lock_wait` seconds for another
-    process and raises BackendBusy then. What is in memory is gone after `close()`.
+    process and raises BackendBusy then. With `stream_limit` a stream that holds so many entries is
+    full (StreamFull). `clock` tells the time in Unix seconds, the same in all processes. What is in
+    memory is gone after `close()`.
     """
 
     def __init__(
@@ -58,15 +69,26 @@ class SqliteBackend:
         synchronous: Synchronous = "FULL",
         dedupe_window: float = 86_400.0,
         lock_wait: float = 30.0,
+        stream_limit: int | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         for name, value in (("dedupe_window", dedupe_window), ("lock_wait", lock_wait)):
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
+        if stream_limit is not None and stream_limit < 1:
+            raise ValueError(f"stream_limit must be at least 1 or None, not {stream_limit!r}")
         self._path = None if path is None else Path(path).absolute()
         self._writer = Writer(
-            StoreSettings(path=self._path, synchronous=synchronous, dedupe_window=dedupe_window, lock_wait=lock_wait)
+            StoreSettings(
+                path=self._path,
+                synchronous=synchronous,
+                dedupe_window=dedupe_window,
+                lock_wait=lock_wait,
+                stream_limit=stream_limit,
+                clock=clock,
+            )
         )
 
     def __repr__(self) -> str:
@@ -84,8 +106,8 @@ class SqliteBackend:
     async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Create groups (topic, agent) at the start of their streams."""
         groups = tuple(groups)
-        topics = frozenset(topic for topic, _ in groups)
-        await self._writer.call(Write(lambda connection, _: operations.create_groups(connection, groups), topics))
+        changes = Changes(topics={topic for topic, _ in groups})
+        await self._writer.call(Write(lambda connection, _: operations.create_groups(connection, groups), changes))
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a consumer until cancelled; raises BackendError when this backend is one already."""
@@ -110,9 +132,21 @@ class SqliteBackend:
         """Take entries; raises BackendError when this backend does not serve."""
         return await self._writer.call(Fetch(tuple(wants)))
 
-    async def wait(self, topics: Sequence[str], position: int) -> None:
-        """Return when something may have changed in `topics` since the fetch that gave `position`."""
-        await self._writer.call(Watch(frozenset(topics), position))
+    async def claim(self, keys: Sequence[tuple[EntryKey, str]]) -> list[bool]:
+        """Claim fetched entries, each with its ordering key."""
+        return await self._writer.call(Claim(tuple(keys)))
+
+    async def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take no more of these groups until our next fetch of them; what was handed over to us goes back."""
+        groups = tuple(groups)
+        changes = Changes(topics={topic for topic, _ in groups})
+        await self._writer.call(
+            Write(lambda connection, scene: ordering.withdraw(connection, groups, scene.consumer), changes)
+        )
+
+    async def wait(self, positions: Mapping[str, int]) -> frozenset[str]:
+        """The topics in which something may have changed since the fetches that gave their positions."""
+        return await self._writer.call(Watch(dict(positions)))
 
     async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
         """Carry out each settlement whole or not at all."""
@@ -130,11 +164,58 @@ class SqliteBackend:
         """As `get_results`, as soon as there are more than `known`."""
         return await self._writer.call(Results(task_id, at_least=known + 1))
 
-    async def dead_letters(self, topic: str, *, limit: int) -> list[DeadLetter]:
-        """The newest dead letters of a topic's groups, newest first."""
+    async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
+        """The newest dead letters of a topic's groups that `where` admits, newest first."""
         return await self._writer.call(
-            Read(lambda connection, _: operations.read_dead_letters(connection, topic, limit))
+            Read(lambda connection, _: dead.read_dead_letters(connection, topic, where, limit))
         )
+
+    async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Give the oldest `limit` of these dead letters back to their groups; raises StreamFull."""
+        changes = Changes(topics={topic})
+        return await self._writer.call(
+            Write(lambda connection, scene: dead.replay(connection, scene, topic, where, limit=limit), changes)
+        )
+
+    async def purge_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Delete the oldest `limit` of these dead letters."""
+        return await self._writer.call(Write(lambda connection, _: dead.purge(connection, topic, where, limit)))
+
+    async def pause(self, agent: str) -> None:
+        """Have no consumer take anything for this agent until `resume`."""
+        changes = Changes(anything=True)
+        await self._writer.call(Write(lambda connection, _: operations.pause(connection, agent), changes))
+
+    async def resume(self, agent: str) -> None:
+        """End a pause."""
+        changes = Changes(anything=True)
+        await self._writer.call(Write(lambda connection, _: operations.resume(connection, agent), changes))
+
+    async def paused(self) -> frozenset[str]:
+        """The agents that are paused."""
+        return await self._writer.call(Read(lambda connection, _: operations.read_paused(connection)))
+
+    async def metrics(self) -> list[AgentMetrics]:
+        """What every agent has done, by topic and agent."""
+        return await self._writer.call(Read(lambda connection, _: operations.read_metrics(connection)))
+
+    async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value
+        """Keep a value for all processes; raises ContentError when it is no JSON value."""
+        check_content(value)
+        text = encode_json(value).decode()
+        await self._writer.call(Write(lambda connection, _: operations.save_config(connection, key, text)))
+
+    async def delete_config(self, key: str) -> bool:
+        """Forget a value; True when there was one."""
+        return await self._writer.call(Write(lambda connection, _: operations.delete_config(connection, key)))
+
+    async def config(self) -> dict[str, Any]:
+        """All values that are kept, by key."""
+        return await self._writer.call(Read(lambda connection, _: operations.read_config(connection)))
+
+    async def diagnose(self) -> list[Finding]:
+        """Check what durability and speed depend on."""
+        return await self._writer.call(Diagnose())
 
     async def streams(self) -> list[StreamInfo]:
         """Every stream that has entries, groups or dead letters, by topic."""

@@ -30,3 +30,8 @@ def read_id(text: str) -> int:
         return int(milliseconds) << _SEQUENCE_BITS | int(sequence)
     except ValueError:
         return -1
+
+
+def unix_time(number: int) -> float:
+    """When the id was made, in Unix seconds."""
+    return (number >> _SEQUENCE_BITS) / 1000

@@ -163,6 +163,15 @@ class _Waiter:
                 self._granted.set()
 
 
+def is_held(path: Path) -> bool:
+    """True when somebody, we included, holds the lock on this file; raises OSError."""
+    file = _LockFile(path, os.O_RDWR | os.O_CREAT)
+    try:
+        return not _try_lock(file.fd)
+    finally:
+        file.close()
+
+
 class Lease:
     """The sign that a consumer lives: a locked file of its own, freed by the kernel however it dies.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from omniactors.errors import BackendError
-from omniactors.streams.backend import AgentRecord, DeadLetter, GroupInfo, RuntimeRecord, StreamInfo
+from omniactors.streams.backend import AgentMetrics, AgentRecord, GroupInfo, RuntimeRecord, StreamInfo
 from omniactors.streams.settlement import ResultRecord
-from omniactors.streams.sqlite.ids import show_id
-from omniactors.streams.sqlite.program import clean, to_json
+from omniactors.streams.sqlite.program import Stage, clean, to_json
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,7 +30,8 @@ _VACUUM_STEP: Final = 256
 
 _GROUPS: Final = """
 SELECT grp.topic, grp.agent,
-    (SELECT count(*) FROM entry WHERE entry.topic = grp.topic AND entry.id > grp.cursor)
+    (SELECT count(*) FROM entry WHERE entry.topic = grp.topic AND entry.id > grp.cursor AND entry.only IS NULL)
+        + (SELECT count(*) FROM entry WHERE entry.topic = grp.topic AND entry.only = grp.id AND entry.id > grp.cursor)
         + count(pending.entry) FILTER (WHERE pending.consumer IS NULL AND pending.due <= :now),
     count(pending.entry) FILTER (WHERE pending.consumer IS NOT NULL),
     count(pending.entry) FILTER (WHERE pending.consumer IS NULL AND pending.due > :now),
@@ -41,9 +40,11 @@ FROM grp LEFT JOIN pending ON pending.grp = grp.id GROUP BY grp.id ORDER BY grp.
 """
 
 _LENGTHS: Final = """
-SELECT topic, (SELECT count(*) FROM entry WHERE entry.topic = names.topic)
-FROM (SELECT topic FROM grp UNION SELECT DISTINCT topic FROM entry UNION SELECT DISTINCT topic FROM dead) AS names
-ORDER BY topic
+SELECT names.topic, ifnull((SELECT length FROM stream WHERE stream.topic = names.topic), 0),
+    (SELECT count(*) FROM scheduled WHERE scheduled.topic = names.topic)
+FROM (SELECT topic FROM grp UNION SELECT topic FROM stream WHERE length > 0 UNION SELECT DISTINCT topic FROM dead)
+    AS names
+ORDER BY names.topic
 """
 
 _RESULTS: Final = """
@@ -76,63 +77,6 @@ def read_results(connection: sqlite3.Connection, tasks: Iterable[str], scene: Sc
     return found
 
 
-def read_dead_letters(connection: sqlite3.Connection, topic: str, limit: int) -> list[DeadLetter]:
-    """The newest dead letters of a topic, newest first."""
-    rows = connection.execute(
-        "SELECT id, topic, agent, entry, reason, error_type, error, traceback, attempts, failed_at, "
-        "CAST(body AS BLOB) FROM dead WHERE topic = ? ORDER BY id DESC LIMIT ?",
-        (clean(topic), max(limit, 0)),
-    )
-    return [_dead_letter(*row) for row in rows.fetchall()]
-
-
-def _dead_letter(  # noqa: PLR0917 -- the columns, in their order
-    number: int,
-    topic: str,
-    agent: str,
-    entry: int,
-    reason: Any,  # noqa: ANN401 -- one of DeadReason, as it was written
-    error_type: str,
-    error: str,
-    traceback: str,
-    attempts: int,
-    failed_at: float,
-    body: bytes,
-) -> DeadLetter:
-    text, encoding = _show_body(body)
-    return DeadLetter(
-        id=show_id(number),
-        topic=topic,
-        agent=agent,
-        original_stream=f"omni-stream:{topic}",
-        original_id=show_id(entry),
-        failed_message=_read_object(body),
-        error=error,
-        reason=reason,
-        error_type=error_type,
-        traceback=traceback,
-        attempts=attempts,
-        retry_count=max(attempts - 1, 0),
-        failed_at=failed_at,
-        body=text,
-        body_encoding=encoding,
-    )
-
-
-def _show_body(body: bytes) -> tuple[str, str]:
-    try:
-        return body.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return base64.b64encode(body).decode(), "base64"
-
-
-def _read_object(body: bytes) -> dict[str, Any] | None:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
 def read_streams(connection: sqlite3.Connection, scene: Scene) -> list[StreamInfo]:
     """Every stream that has entries, groups or dead letters, by topic."""
     # One transaction, so that the numbers belong together.
@@ -142,10 +86,13 @@ def read_streams(connection: sqlite3.Connection, scene: Scene) -> list[StreamInf
         rows = connection.execute(_GROUPS, {"now": scene.now}).fetchall()
     finally:
         connection.execute("COMMIT")
-    groups: dict[str, list[GroupInfo]] = {topic: [] for topic, _ in lengths}
+    groups: dict[str, list[GroupInfo]] = {topic: [] for topic, *_ in lengths}
     for topic, agent, waiting, pending, delayed, dead in rows:
         groups[topic].append(GroupInfo(agent=agent, waiting=waiting, pending=pending, delayed=delayed, dead=dead))
-    return [StreamInfo(topic=topic, length=length, groups=groups[topic]) for topic, length in lengths]
+    return [
+        StreamInfo(topic=topic, length=length - scheduled, groups=groups[topic], scheduled=scheduled)
+        for topic, length, scheduled in lengths
+    ]
 
 
 def save_agents(connection: sqlite3.Connection, agents: Sequence[AgentRecord], scene: Scene) -> None:
@@ -164,6 +111,52 @@ def read_agents(connection: sqlite3.Connection) -> list[AgentRecord]:
     return [_agent.decode(record) for (record,) in rows]
 
 
+# -- pauses, counters, settings ----------------------------------------------------------------
+
+
+def pause(connection: sqlite3.Connection, agent: str) -> None:
+    """Have nobody take anything for this agent."""
+    connection.execute("INSERT OR IGNORE INTO paused VALUES (?)", (clean(agent),))
+
+
+def resume(connection: sqlite3.Connection, agent: str) -> None:
+    """End a pause."""
+    connection.execute("DELETE FROM paused WHERE agent = ?", (clean(agent),))
+
+
+def read_paused(connection: sqlite3.Connection) -> frozenset[str]:
+    """The agents that are paused."""
+    return frozenset(agent for (agent,) in connection.execute("SELECT agent FROM paused").fetchall())
+
+
+def read_metrics(connection: sqlite3.Connection) -> list[AgentMetrics]:
+    """What every agent that has done anything has done, by topic and agent."""
+    rows = connection.execute(
+        "SELECT topic, agent, completed, retried, dead, seconds FROM grp "
+        "WHERE completed + retried + dead > 0 ORDER BY topic, agent"
+    )
+    return [
+        AgentMetrics(topic=topic, agent=agent, completed=completed, retried=retried, dead=dead, seconds=seconds)
+        for topic, agent, completed, retried, dead, seconds in rows.fetchall()
+    ]
+
+
+def save_config(connection: sqlite3.Connection, key: str, value: str) -> None:
+    """Keep a value, given as JSON."""
+    connection.execute("INSERT OR REPLACE INTO config VALUES (?, ?)", (clean(key), value))
+
+
+def delete_config(connection: sqlite3.Connection, key: str) -> bool:
+    """Forget a value; True when there was one."""
+    return connection.execute("DELETE FROM config WHERE key = ?", (clean(key),)).rowcount > 0
+
+
+def read_config(connection: sqlite3.Connection) -> dict[str, Any]:
+    """All values, by key."""
+    rows = connection.execute("SELECT key, value FROM config ORDER BY key").fetchall()
+    return {key: msgspec.json.decode(value) for key, value in rows}
+
+
 # -- consumers ----------------------------------------------------------------------------------
 
 
@@ -178,8 +171,17 @@ def add_consumer(connection: sqlite3.Connection, consumer: str, scene: Scene) ->
 def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: int) -> None:
     """Free what a consumer holds, counting `crashes` more for each entry, and strike it from the list."""
     connection.execute(
-        "UPDATE pending SET consumer = NULL, due = 0, crashes = crashes + ? WHERE consumer = ?", (crashes, consumer)
+        "UPDATE grp SET owned = owned - held.entries FROM "
+        "(SELECT grp, count(*) AS entries FROM pending WHERE consumer = ? GROUP BY grp) AS held WHERE id = held.grp",
+        (consumer,),
     )
+    # What was handed over to it had not reached it: no crash of those.
+    connection.execute(
+        "UPDATE pending SET consumer = NULL, due = 0, crashes = crashes + CASE stage WHEN ? THEN 0 ELSE ? END, "
+        "lane = NULL, stage = NULL WHERE consumer = ?",
+        (Stage.HANDED_OVER, crashes, consumer),
+    )
+    connection.execute("DELETE FROM withdrawn WHERE consumer = ?", (consumer,))
     connection.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
 
 
@@ -223,6 +225,7 @@ def remove_expired(connection: sqlite3.Connection, scene: Scene) -> None:
         "(SELECT topic, task_id FROM dedupe WHERE expires <= :now LIMIT :chunk)",
         limits,
     )
+    connection.execute("DELETE FROM stream WHERE length <= 0")
 
 
 def is_loose(connection: sqlite3.Connection) -> bool:

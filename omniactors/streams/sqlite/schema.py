@@ -10,12 +10,11 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendBusy, BackendError, BackendUnusable
+from omniactors.streams.sqlite.program import PROGRAM
+from omniactors.streams.sqlite.tables import SCHEMA_VERSION, STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SCHEMA_VERSION: Final = 1
-"""Kept in `PRAGMA user_version`; a database with a higher one was written by a newer omniactors."""
 
 APPLICATION_ID: Final = 0x6F6D6E69
 """`omni` in ASCII, kept in `PRAGMA application_id`: the database is ours."""
@@ -25,143 +24,6 @@ MIN_SQLITE: Final = (3, 35, 0)
 
 JOURNAL_SIZE_LIMIT: Final = 64 << 20
 """Bytes that an emptied write-ahead log may keep on the disk."""
-
-TABLES: Final = """
-CREATE TABLE clock (last_id INTEGER NOT NULL);
-INSERT INTO clock VALUES (0);
-
-CREATE TABLE entry (
-    id INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL,
-    body NOT NULL
-);
-CREATE INDEX entry_topic ON entry (topic, id);
-
-CREATE TABLE grp (
-    id INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL,
-    agent TEXT NOT NULL,
-    cursor INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (topic, agent)
-);
-
-CREATE TABLE pending (
-    grp INTEGER NOT NULL,
-    entry INTEGER NOT NULL,
-    consumer TEXT,
-    attempts INTEGER NOT NULL,
-    crashes INTEGER NOT NULL,
-    due REAL NOT NULL,
-    PRIMARY KEY (grp, entry)
-) WITHOUT ROWID;
-CREATE INDEX pending_entry ON pending (entry);
-CREATE INDEX pending_due ON pending (grp, due, entry) WHERE consumer IS NULL;
-
-CREATE TABLE dead (
-    id INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL,
-    agent TEXT NOT NULL,
-    entry INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    error_type TEXT NOT NULL,
-    error TEXT NOT NULL,
-    traceback TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    failed_at REAL NOT NULL,
-    body NOT NULL
-);
-CREATE INDEX dead_topic ON dead (topic, id);
-
-CREATE TABLE result (
-    id INTEGER PRIMARY KEY,
-    task_id TEXT NOT NULL,
-    agent TEXT NOT NULL,
-    status TEXT NOT NULL,
-    processed_at REAL NOT NULL,
-    expires REAL NOT NULL,
-    record TEXT NOT NULL,
-    UNIQUE (task_id, agent)
-);
-CREATE INDEX result_expires ON result (expires);
-
-CREATE TABLE dedupe (
-    topic TEXT NOT NULL,
-    task_id TEXT NOT NULL,
-    entry INTEGER NOT NULL,
-    expires REAL NOT NULL,
-    PRIMARY KEY (topic, task_id)
-) WITHOUT ROWID;
-CREATE INDEX dedupe_expires ON dedupe (expires);
-
-CREATE TABLE agent (
-    topic TEXT NOT NULL,
-    name TEXT NOT NULL,
-    record TEXT NOT NULL,
-    PRIMARY KEY (topic, name)
-) WITHOUT ROWID;
-
-CREATE TABLE consumer (
-    id TEXT PRIMARY KEY,
-    pid INTEGER NOT NULL,
-    host TEXT NOT NULL,
-    started_at REAL NOT NULL,
-    gateway TEXT
-) WITHOUT ROWID;
-"""
-
-PROGRAM: Final = """
-CREATE TEMP VIEW program (now, last_id, entries, remembered, dead, done, placed, cursors, results)
-AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
-
-CREATE TEMP TRIGGER run_program INSTEAD OF INSERT ON program BEGIN
-    INSERT INTO entry (id, topic, body)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
-        FROM json_each(NEW.entries);
-
-    UPDATE clock SET last_id = NEW.last_id WHERE last_id < NEW.last_id;
-
-    INSERT OR REPLACE INTO dedupe (topic, task_id, entry, expires)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-               json_extract(value, '$[3]')
-        FROM json_each(NEW.remembered);
-
-    INSERT INTO dead (id, entry, topic, agent, reason, error_type, error, traceback, attempts, failed_at, body)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-               json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-               json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
-               NEW.now, entry.body
-        FROM json_each(NEW.dead) CROSS JOIN entry ON entry.id = json_extract(value, '$[1]');
-
-    DELETE FROM pending WHERE (grp, entry) IN
-        (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(NEW.done));
-
-    INSERT INTO pending (grp, entry, consumer, attempts, crashes, due)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-               json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
-        FROM json_each(NEW.placed) WHERE true
-        ON CONFLICT (grp, entry) DO UPDATE SET consumer = excluded.consumer, attempts = excluded.attempts,
-            crashes = excluded.crashes, due = excluded.due;
-
-    UPDATE grp SET cursor = (SELECT json_extract(value, '$[1]') FROM json_each(NEW.cursors)
-                             WHERE json_extract(value, '$[0]') = grp.id)
-        WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(NEW.cursors));
-
-    DELETE FROM entry
-        WHERE id IN (SELECT json_extract(value, '$[1]') FROM json_each(NEW.done))
-        AND NOT EXISTS (SELECT 1 FROM pending WHERE pending.entry = entry.id)
-        AND NOT EXISTS (SELECT 1 FROM grp WHERE grp.topic = entry.topic AND grp.cursor < entry.id);
-
-    INSERT INTO result (task_id, agent, status, processed_at, expires, record)
-        SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-               json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
-        FROM json_each(NEW.results) WHERE true
-        ON CONFLICT (task_id, agent) DO UPDATE SET status = excluded.status, processed_at = excluded.processed_at,
-            expires = excluded.expires, record = excluded.record
-        WHERE excluded.status = 'success' OR result.status <> 'success' OR result.expires <= NEW.now;
-END;
-"""
-"""What a batch writes, as one statement. Each statement costs several hand-overs of the interpreter
-lock, and beside a busy trio thread each of those can take 5 ms; a trigger's statements cost none."""
 
 
 def connect(path: Path | None, *, synchronous: str, wait: float) -> sqlite3.Connection:
@@ -211,12 +73,14 @@ def _check(connection: sqlite3.Connection, path: Path | None) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
+    """Make the tables, or lead those of an older version to ours; what is stored stays."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
     # executescript cannot be part of a transaction that is already open, but may hold one.
+    steps = "".join(STEPS[version:])
     connection.executescript(
-        f"BEGIN IMMEDIATE; {TABLES}"
+        f"BEGIN IMMEDIATE; {steps} "
         f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

@@ -1,7 +1,6 @@
-"""The store: the connection, its locks and its lease, driven by one thread.
+"""The store: carries out work on the database, and holds the lease of its consumer; driven by one thread.
 
-Knows nothing of trio or of threads. Every write and checkpoint, and opening and closing the
-connection, happen under the file lock; reads need none.
+Knows nothing of trio or of threads.
 """
 
 from __future__ import annotations
@@ -10,53 +9,37 @@ import contextlib
 import logging
 import os
 import secrets
-import sqlite3
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from outcome import Error, Value
 
 from omniactors.errors import BackendBusy, BackendError
-from omniactors.streams.sqlite import operations
+from omniactors.streams.sqlite import operations, scheduling
 from omniactors.streams.sqlite.batch import Batch
-from omniactors.streams.sqlite.lock import FileLock, Lease
-from omniactors.streams.sqlite.schema import connect, translate
-from omniactors.streams.sqlite.work import Changes, Fetch, Publish, Read, Release, Scene, Settle, Write
+from omniactors.streams.sqlite.database import Database, lease_folder, transaction
+from omniactors.streams.sqlite.diagnosis import diagnose
+from omniactors.streams.sqlite.lock import Lease
+from omniactors.streams.sqlite.schema import translate
+from omniactors.streams.sqlite.work import Changes, Claim, Fetch, Group, Publish, Read, Release, Scene, Settle, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
 
     from outcome import Outcome
 
-    from omniactors.streams.backend import RuntimeRecord
+    from omniactors.streams.backend import Finding, RuntimeRecord
     from omniactors.streams.settlement import ResultRecord
+    from omniactors.streams.sqlite.database import StoreSettings
 
 T = TypeVar("T")
 
-Written = Publish | Settle | Release | Fetch | Write[Any]
-
-_CHECKPOINT_COMMITS: Final = 256
-"""Commits after which the write-ahead log is copied into the database."""
-
-_PLACE_CHECK: Final = 1.0
-"""Seconds between looks whether the file is still the one that was opened."""
+Written = Publish | Settle | Release | Claim | Fetch | Write[Any]
 
 _EXIT_WAIT: Final = 5.0
 """Seconds that closing waits for the file lock, whatever the setting."""
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StoreSettings:
-    """Where the store is (None: in memory) and how it works; times in seconds."""
-
-    path: Path | None
-    synchronous: str
-    dedupe_window: float
-    lock_wait: float
+_log = logging.getLogger("omniactors.streams.sqlite")
 
 
 class Store:
@@ -65,14 +48,10 @@ class Store:
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._path = settings.path
-        self._lock: FileLock | None = None
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-        self._looked_at = 0.0
-        self._data_version = -1
-        self._commits = 0
+        self._database = Database(settings, self._entered)
         self._consumer: str | None = None
         self._lease: Lease | None = None
+        self._clipped: set[Group] = set()
 
     @property
     def is_serving(self) -> bool:
@@ -88,15 +67,15 @@ class Store:
         `position` is what a fetch hands out.
         """
         try:
-            with self._locked() as connection:
-                values, changes = self._transact(connection, works, position)
-                self._checkpoint_at_times(connection)
+            with self._database.locked() as connection:
+                outcomes, changes = self._transact(connection, works, position)
+                self._database.checkpoint_at_times(connection)
         except Exception as error:  # noqa: BLE001 -- whatever one operation raises, the others of its batch go on
             failure = translate(error, self._path)
             if len(works) == 1 or isinstance(failure, BackendBusy):
                 return [Error(failure) for _ in works], Changes()
             return self._write_singly(works, position)
-        return [Value(value) for value in values], changes
+        return outcomes, changes
 
     def _write_singly(self, works: Sequence[Written], position: int) -> tuple[list[Outcome[Any]], Changes]:
         outcomes: list[Outcome[Any]] = []
@@ -109,20 +88,28 @@ class Store:
 
     def _transact(
         self, connection: sqlite3.Connection, works: Sequence[Written], position: int
-    ) -> tuple[list[Any], Changes]:
+    ) -> tuple[list[Outcome[Any]], Changes]:
         scene = self._scene()
         batch = Batch(connection, scene, position)
-        with _transaction(connection):
-            answers: dict[int, Any] = {}
+        with transaction(connection):
+            answers: dict[int, Outcome[Any]] = {}
             for place, work in enumerate(works):
                 if isinstance(work, Write):
-                    answers[place] = work.operation(connection, scene)
-                    batch.changes.topics |= work.topics
+                    answers[place] = Value(work.operation(connection, scene))
+                    batch.changes.add(work.changes)
             merged = [(place, work) for place, work in enumerate(works) if not isinstance(work, Write)]
             if merged:
-                values = batch.run([work for _, work in merged])
-                answers |= {place: value for (place, _), value in zip(merged, values, strict=True)}
+                outcomes = batch.run([work for _, work in merged])
+                answers |= {place: outcome for (place, _), outcome in zip(merged, outcomes, strict=True)}
+        self._unclip(batch)
         return [answers[place] for place in range(len(works))], batch.changes
+
+    def _unclip(self, batch: Batch) -> None:
+        """Tell those whom their limit kept from taking more that there is room."""
+        if self._clipped or batch.clipped:
+            clipped = self._clipped | batch.clipped
+            batch.changes.topics |= {topic for topic, _ in clipped & batch.freed}
+            self._clipped = clipped - batch.freed
 
     def read(self, work: Read[T]) -> Outcome[T]:
         """Carry out reading work; errors are BackendError or a subclass."""
@@ -134,20 +121,14 @@ class Store:
 
     def _guarded(self, operation: Callable[[sqlite3.Connection, Scene], T]) -> Outcome[T]:
         try:
-            return Value(operation(self._connected(), self._scene()))
+            return Value(operation(self._database.connected(), self._scene()))
         except Exception as error:  # noqa: BLE001 -- as in `write`
             return Error(translate(error, self._path))
 
     def changed_elsewhere(self) -> bool:
         """True when another connection has committed since the last call."""
-        if self._path is None:
-            return False
-        outcome = self._guarded(lambda connection, _: _data_version(connection))
-        match outcome:
-            case Value(version):
-                before, self._data_version = self._data_version, version
-                return before != self._data_version
-        return False
+        outcome = self._guarded(lambda *_: self._database.changed_elsewhere())
+        return isinstance(outcome, Value) and outcome.value
 
     # -- being a consumer -----------------------------------------------------------------------
 
@@ -157,8 +138,8 @@ class Store:
             return Error(BackendError("this backend serves already"))
         self._consumer = f"{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            self._sweep(self._connected())
-            with self._locked() as connection:
+            self._sweep(self._database.connected())
+            with self._database.locked() as connection:
                 self._enter(connection)
         except Exception as error:  # noqa: BLE001 -- as in `write`
             self._forget_lease()
@@ -172,9 +153,14 @@ class Store:
             return
         self._forget_lease()
         if self._path is not None:
-            self._lease = Lease.take(_lease_folder(self._path), self._consumer)
-        with _transaction(connection):
+            self._lease = Lease.take(lease_folder(self._path), self._consumer)
+        with transaction(connection):
             operations.add_consumer(connection, self._consumer, self._scene())
+
+    def _entered(self, connection: sqlite3.Connection) -> None:
+        """Enter the consumer in a new file that took the place of one where it was entered."""
+        if self._lease is not None:
+            self._enter(connection)
 
     def unregister(self) -> Outcome[bool]:
         """Give back what this consumer holds, and be none any more; True when it was one.
@@ -185,7 +171,10 @@ class Store:
         if consumer is None:
             return Value(value=False)
         try:
-            with self._locked(min(_EXIT_WAIT, self._settings.lock_wait)) as connection, _transaction(connection):
+            with (
+                self._database.locked(min(_EXIT_WAIT, self._settings.lock_wait)) as connection,
+                transaction(connection),
+            ):
                 operations.remove_consumer(connection, consumer, crashes=0)
         except Exception as error:  # noqa: BLE001 -- as in `write`
             _log.warning(
@@ -204,12 +193,7 @@ class Store:
         """The consumers that are alive."""
 
         def alive(connection: sqlite3.Connection, _: Scene) -> list[RuntimeRecord]:
-            records = operations.read_consumers(connection)
-            dead = self._seize_dead(record.consumer for record in records)
-            for lease in dead.values():
-                if lease is not None:
-                    lease.close()
-            return [record for record in records if record.consumer not in dead]
+            return [record for record in operations.read_consumers(connection) if self._is_alive(record.consumer)]
 
         return self._guarded(alive)
 
@@ -220,7 +204,7 @@ class Store:
             if self._path is None or consumer == self._consumer:
                 continue
             try:
-                lease = Lease.seize(_lease_folder(self._path), consumer)
+                lease = Lease.seize(lease_folder(self._path), consumer)
             except FileNotFoundError:
                 dead[consumer] = None
             else:
@@ -234,13 +218,16 @@ class Store:
             return
         entered = {record.consumer for record in operations.read_consumers(connection)}
         with contextlib.suppress(FileNotFoundError):
-            left = {file.name for file in _lease_folder(self._path).iterdir()} - entered
+            left = {file.name for file in lease_folder(self._path).iterdir()} - entered
             for lease in self._seize_dead(left).values():
                 if lease is not None:
                     lease.drop()
 
     def maintain(self) -> bool:
-        """Take over from dead consumers and remove some of what has expired; True when work was freed."""
+        """Take over from dead consumers, make visible what is due, remove some of what has expired.
+
+        True when there is something to fetch.
+        """
         outcome = self._guarded(self._clean)
         match outcome:
             case Value(freed):
@@ -251,128 +238,44 @@ class Store:
 
     def _clean(self, connection: sqlite3.Connection, scene: Scene) -> bool:
         dead = self._seize_dead(record.consumer for record in operations.read_consumers(connection))
+        topics = scheduling.due_topics(connection, scene.now)
         try:
-            if dead or operations.has_expired(connection, scene):
-                self._bury(dead, scene)
+            if dead or topics or operations.has_expired(connection, scene):
+                self._bury(dead, topics, scene)
         finally:
             for lease in dead.values():
                 if lease is not None:
                     lease.drop()
         if operations.is_loose(connection):
-            with self._locked() as locked:
+            with self._database.locked() as locked:
                 operations.shrink(locked)
-        return bool(dead)
+        return bool(dead or topics)
 
-    def _bury(self, dead: Iterable[str], scene: Scene) -> None:
-        with self._locked() as connection, _transaction(connection):
+    def _bury(self, dead: Iterable[str], topics: Iterable[str], scene: Scene) -> None:
+        with self._database.locked() as connection, transaction(connection):
             for consumer in dead:
                 operations.remove_consumer(connection, consumer, crashes=1)
+            scheduling.promote(connection, topics, scene.now)
             operations.remove_expired(connection, scene)
 
-    # -- the connection -------------------------------------------------------------------------
+    # -- the rest -------------------------------------------------------------------------------
+
+    def diagnose(self) -> Outcome[list[Finding]]:
+        """Check the store; a store that cannot be used is a finding."""
+        return Value(diagnose(self._settings, self._database, self._is_alive))
+
+    def _is_alive(self, consumer: str) -> bool:
+        dead = self._seize_dead([consumer])
+        for lease in dead.values():
+            if lease is not None:
+                lease.close()
+        return not dead
 
     def close(self) -> None:
         """Be no consumer any more, copy the write-ahead log into the database, and close it."""
         self.unregister()
-        if self._connection is not None:
-            with contextlib.suppress(BackendError, sqlite3.Error, OSError), self._locked(_EXIT_WAIT) as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                self._disconnect()
-        self._disconnect()
-        if self._lock is not None:
-            self._lock.close()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        self._database.close(_EXIT_WAIT)
 
     def _scene(self) -> Scene:
-        return Scene(now=time.time(), consumer=self._consumer, dedupe_window=self._settings.dedupe_window)
-
-    def _connected(self) -> sqlite3.Connection:
-        self._look()
-        if self._connection is None:
-            with self._locked() as connection:
-                return connection
-        return self._connection
-
-    @contextlib.contextmanager
-    def _locked(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
-        """The connection, while no other process writes; raises BackendBusy."""
-        self._look()
-        if self._path is None:
-            yield self._opened()
-            return
-        if self._lock is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(_beside(self._path, ".lock"))
-        self._lock.acquire(self._settings.lock_wait if wait is None else wait)
-        try:
-            yield self._opened()
-        finally:
-            self._lock.release()
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            settings = self._settings
-            self._connection = connect(self._path, synchronous=settings.synchronous, wait=settings.lock_wait)
-            # In a file that took the place of another everything may be different.
-            replaced = self._inode != 0
-            self._data_version = -1 if replaced else _data_version(self._connection)
-            if self._path is not None:
-                self._inode = self._path.stat().st_ino
-            if self._lease is not None:  # this is a new file in the place of one where we were entered
-                self._enter(self._connection)
-        return self._connection
-
-    def _look(self) -> None:
-        """Notice, once a second, that the file was removed or replaced under us: what we wrote there is gone."""
-        now = time.monotonic()
-        if self._path is None or self._connection is None or now - self._looked_at < _PLACE_CHECK:
-            return
-        self._looked_at = now
-        try:
-            inode = self._path.stat().st_ino
-        except OSError:
-            inode = 0
-        if inode != self._inode:
-            _log.error("%s was removed or replaced while it was in use; what was in it is lost", self._path)
-            self._disconnect()
-            if self._lock is not None:
-                self._lock.close()
-            self._lock = None
-
-    def _checkpoint_at_times(self, connection: sqlite3.Connection) -> None:
-        self._commits += 1
-        if self._commits >= _CHECKPOINT_COMMITS and self._path is not None:
-            self._commits = 0
-            # The batch is committed whatever becomes of this.
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # some errors, as that of a full disk, have ended it already
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _data_version(connection: sqlite3.Connection) -> int:
-    """A number that is another one whenever another connection has committed."""
-    (version,) = connection.execute("PRAGMA data_version").fetchone()
-    return int(version)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _lease_folder(path: Path) -> Path:
-    return _beside(path, ".consumers")
+        settings = self._settings
+        return Scene(settings.clock(), self._consumer, settings.dedupe_window, settings.stream_limit)

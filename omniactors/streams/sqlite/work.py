@@ -1,6 +1,6 @@
 """Work: what callers ask of the database thread, as values.
 
-`Publish`, `Settle`, `Release` and `Fetch` of one batch are merged into a few statements by
+`Publish`, `Settle`, `Release`, `Claim` and `Fetch` of one batch are merged into a few statements by
 `batch.py`; the rest carries its own function.
 """
 
@@ -9,14 +9,36 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from omniactors.streams.backend import Fetched, Published, RuntimeRecord, Want
+from omniactors.streams.backend import Fetched, Finding, Published, RuntimeRecord, Want
 from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
+
+
+Group = tuple[str, str]
+"""Topic and agent."""
+
+
+@dataclass(eq=False)
+class Changes:
+    """What a batch changed, for those who wait: topics with something to fetch, tasks with a result.
+
+    `anything` stands for all topics.
+    """
+
+    topics: set[str] = field(default_factory=set)
+    tasks: set[str] = field(default_factory=set)
+    anything: bool = False
+
+    def add(self, other: Changes) -> None:
+        """Take in what `other` holds."""
+        self.topics |= other.topics
+        self.tasks |= other.tasks
+        self.anything = self.anything or other.anything
 
 
 class Work(Generic[T]):
@@ -52,6 +74,13 @@ class Fetch(Work[Fetched]):
 
 
 @dataclass(frozen=True, eq=False)
+class Claim(Work[list[bool]]):
+    """Claim entries, each with its ordering key."""
+
+    keys: Sequence[tuple[EntryKey, str]]
+
+
+@dataclass(frozen=True, eq=False)
 class Register(Work[str]):
     """Become a consumer."""
 
@@ -67,6 +96,11 @@ class Runtimes(Work[list[RuntimeRecord]]):
 
 
 @dataclass(frozen=True, eq=False)
+class Diagnose(Work[list[Finding]]):
+    """Check the store."""
+
+
+@dataclass(frozen=True, eq=False)
 class Results(Work[list[ResultRecord]]):
     """Read a task's results, as soon as there are at least `at_least`."""
 
@@ -75,11 +109,10 @@ class Results(Work[list[ResultRecord]]):
 
 
 @dataclass(frozen=True, eq=False)
-class Watch(Work[None]):
-    """Wait for a change of `topics` after `position`."""
+class Watch(Work[frozenset[str]]):
+    """Wait for a change of a topic after its position; answered with those that changed."""
 
-    topics: frozenset[str]
-    position: int
+    positions: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +125,15 @@ class Scene:
     now: float
     consumer: str | None
     dedupe_window: float
+    stream_limit: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Write(Work[T]):
-    """Run `operation` inside the batch's transaction. `topics` are those whose state it changes."""
+    """Run `operation` inside the batch's transaction. `changes` is what may be different then."""
 
     operation: Callable[[sqlite3.Connection, Scene], T]
-    topics: frozenset[str] = frozenset()
+    changes: Changes = field(default_factory=Changes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +141,3 @@ class Read(Work[T]):
     """Run `operation` outside any transaction and any lock."""
 
     operation: Callable[[sqlite3.Connection, Scene], T]
-
-
-@dataclass(eq=False)
-class Changes:
-    """What a batch changed, for those who wait: topics with something to fetch, tasks with a result."""
-
-    topics: set[str] = field(default_factory=set)
-    tasks: set[str] = field(default_factory=set)
-
-    def add(self, other: Changes) -> None:
-        """Take in what `other` holds."""
-        self.topics |= other.topics
-        self.tasks |= other.tasks

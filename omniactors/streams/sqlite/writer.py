@@ -22,6 +22,8 @@ from omniactors.streams.sqlite.breath import breath_of_this_run
 from omniactors.streams.sqlite.store import Store
 from omniactors.streams.sqlite.work import (
     Changes,
+    Claim,
+    Diagnose,
     Fetch,
     Publish,
     Read,
@@ -39,7 +41,7 @@ from omniactors.streams.sqlite.work import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from omniactors.streams.sqlite.store import StoreSettings
+    from omniactors.streams.sqlite.database import StoreSettings
 
 T = TypeVar("T")
 
@@ -265,7 +267,7 @@ class _Thread:
             match request.work:
                 case Fetch() if has_fetch:
                     self._put_off.append(request)  # it would be given what the first one gets
-                case Publish() | Settle() | Release() | Write() | Fetch():
+                case Publish() | Settle() | Release() | Claim() | Write() | Fetch():
                     has_fetch = has_fetch or isinstance(request.work, Fetch)
                     writes.append(request)
                 case Results() as work:
@@ -300,11 +302,15 @@ class _Thread:
                 return self._store.unregister()
             case Runtimes():
                 return self._store.runtimes()
+            case Diagnose():
+                return self._store.diagnose()
         return outcome.Error(TypeError(f"unknown work: {work!r}"))
 
     # -- waking ---------------------------------------------------------------------------------
 
     def _wake(self, changes: Changes, results: list[tuple[_Request, Results]]) -> None:
+        if changes.anything:
+            self._change_all()
         if changes.topics:
             self._position += 1
             self._changed |= dict.fromkeys(changes.topics, self._position)
@@ -316,13 +322,20 @@ class _Thread:
     def _wake_topic_watchers(self) -> None:
         waiting = []
         for request, watch in self._topic_watchers:
-            newest = max((self._changed.get(topic, 0) for topic in watch.topics), default=0)
-            if max(newest, self._all_changed) > watch.position:
+            changed = self._changed_since(watch)
+            if changed:
                 if request.claim():
-                    self._answers.add(request, outcome.Value(None))
+                    self._answers.add(request, outcome.Value(changed))
             elif not request.is_claimed:
                 waiting.append((request, watch))
         self._topic_watchers = waiting
+
+    def _changed_since(self, watch: Watch) -> frozenset[str]:
+        return frozenset(
+            topic
+            for topic, position in watch.positions.items()
+            if max(self._changed.get(topic, 0), self._all_changed) > position
+        )
 
     def _answer_results(self, requests: Iterable[tuple[_Request, Results]]) -> None:
         """Answer those that have as many results as they want, with one read for all."""

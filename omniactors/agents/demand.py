@@ -1,0 +1,198 @@
+"""Demand: for which groups to fetch now, and for which topics to wait.
+
+A group is asked for when its lane has room and its stream perhaps something for it. A fetch that
+brings less than was asked for has drained the group, and from then on its topic is waited for. A
+topic whose groups all have a backlog is not: there is nothing that a change of it could tell. No
+step costs more than the groups that it is about, however many others there are.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from omniactors.streams.backend import Want
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from omniactors.actors.mailbox import Parker
+    from omniactors.agents.agenda import Group
+    from omniactors.agents.subscription import Subscription
+
+MOST_AGENTS = 128
+"""Agents in one fetch: beyond this a bigger one saves nothing, and the first would wait for the last."""
+
+
+class Feed:
+    """One agent as the router feeds it: its subscription, and the topics with perhaps something for it."""
+
+    __slots__ = ("backlog", "subscription")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.backlog: dict[str, None] = dict.fromkeys(subscription.options.topics)
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether there is a reason to fetch; for a paused agent, to learn whether it still is."""
+        lane = self.subscription.lane
+        return bool(self.backlog) and (lane.is_suspended or lane.credit > 0)
+
+    def wants(self) -> list[Want]:
+        """What to ask for: its topics share the credit of its lane, and take turns at being the first."""
+        subscription = self.subscription
+        left = subscription.lane.credit
+        if not left and not subscription.lane.is_suspended:
+            return []
+        options, name, topics = subscription.options, subscription.name, list(self.backlog)
+        shares = len(topics)
+        if shares > 1:
+            self.backlog[topics[0]] = self.backlog.pop(topics[0])
+        wants = []
+        for topic in topics:
+            credit = math.ceil(left / shares)
+            shares -= 1
+            left -= credit
+            if credit or subscription.lane.is_suspended:
+                wants.append(Want(topic, name, credit, options.limit, options.key is not None))
+        return wants
+
+
+class Demand:
+    """All feeds. It is the router's lane: it gives out work whenever there is a reason to fetch."""
+
+    def __init__(self) -> None:
+        self.watched: dict[str, int] = {}
+        """The topics to wait for, each with the position of the first fetch that drained a group of it."""
+        self._feeds: dict[str, Feed] = {}
+        self._by_topic: dict[str, dict[Feed, None]] = {}
+        self._ready: dict[Feed, None] = {}
+        self._touched: set[str] = set()
+        """The topics that changed while the last fetch was on its way."""
+        self._next_most = MOST_AGENTS
+        self._idle: dict[Parker, None] = {}
+        self.on_idle: Callable[[], None] = _nothing
+        """Called when the router has nothing to fetch, and goes to sleep."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to fetch now."""
+        return bool(self._ready)
+
+    def add(self, subscription: Subscription) -> None:
+        """Fetch for this agent too; anew, when it is here already."""
+        self.remove(subscription)
+        feed = self._feeds[subscription.name] = Feed(subscription)
+        for topic in subscription.options.topics:
+            self._by_topic.setdefault(topic, {})[feed] = None
+        self._consider(feed)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Fetch for this agent no more."""
+        feed = self._feeds.pop(subscription.name, None)
+        if feed is None:
+            return
+        self._ready.pop(feed, None)
+        for topic in subscription.options.topics:
+            readers = self._by_topic[topic]
+            del readers[feed]
+            if not readers:
+                del self._by_topic[topic]
+                self.watched.pop(topic, None)
+
+    def subscription(self, agent: str) -> Subscription | None:
+        """The agent of this name, if it is fetched for."""
+        feed = self._feeds.get(agent)
+        return None if feed is None else feed.subscription
+
+    def changed(self, topics: Iterable[str]) -> None:
+        """Something may have been added to these streams, or an agent of them paused or resumed."""
+        for topic in topics:
+            self._touched.add(topic)
+            self.watched.pop(topic, None)
+            for feed in self._by_topic.get(topic, ()):
+                feed.backlog[topic] = None
+                self._consider(feed)
+
+    def changed_everywhere(self) -> None:
+        """Nothing is known about any stream any more."""
+        self.changed(list(self._by_topic))
+
+    def due(self, groups: Sequence[Group]) -> None:
+        """Delayed entries of some of these groups are due.
+
+        Half of them are asked for first: so after a few times the groups that have delayed entries
+        are known, and those that merely stood beside them in a fetch are left alone.
+        """
+        if not self._ready:
+            self._next_most = max(1, len(groups) // 2)
+        for topic, agent in groups:
+            feed = self._feeds.get(agent)
+            if feed is not None:
+                self._touched.add(topic)
+                feed.backlog[topic] = None
+                self._consider(feed)
+
+    def room(self, subscription: Subscription) -> None:
+        """The lane of this agent has room."""
+        feed = self._feeds.get(subscription.name)
+        if feed is not None:
+            self._consider(feed)
+
+    def drained(self, want: Want, position: int) -> bool:
+        """A fetch with this position brought all there was; True when its topic has to be waited for now.
+
+        Nothing is drained in which something changed while the fetch was on its way.
+        """
+        feed = self._feeds.get(want.agent)
+        if feed is None or want.topic in self._touched:
+            return False
+        feed.backlog.pop(want.topic, None)
+        if not feed.backlog:
+            self._ready.pop(feed, None)
+        # The oldest position counts: an agent that was drained then has not seen what came since.
+        self.watched.setdefault(want.topic, position)
+        return True
+
+    def fetched(self, wants: Sequence[Want]) -> None:
+        """The fetch of these wants is over: whoever has room and backlog left is asked for again."""
+        for want in wants:
+            feed = self._feeds.get(want.agent)
+            if feed is not None:
+                self._consider(feed)
+
+    def take(self) -> list[Want] | None:
+        """What to fetch now, or None; whoever waited longest comes first."""
+        if not self._ready:
+            return None
+        most, self._next_most = self._next_most, MOST_AGENTS
+        feeds = list(islice(self._ready, most))
+        wants: list[Want] = []
+        for feed in feeds:
+            del self._ready[feed]
+            wants += feed.wants()
+        if wants:
+            self._touched.clear()
+        return wants or None
+
+    def add_idle(self, parker: Parker) -> None:
+        """Wake the router when there is something to fetch."""
+        self._idle[parker] = None
+        self.on_idle()
+
+    def discard_idle(self, parker: Parker) -> None:
+        """Forget the router."""
+        self._idle.pop(parker, None)
+
+    def _consider(self, feed: Feed) -> None:
+        if feed.is_hungry:
+            self._ready[feed] = None
+            for parker in self._idle:
+                parker.wake()
+            self._idle.clear()
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""

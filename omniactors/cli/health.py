@@ -1,0 +1,105 @@
+"""`omniactors metrics` and `omniactors doctor`: what the agents have done, and what is wrong with the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from omniactors.cli.exits import ExitCode
+from omniactors.cli.output import Format, FormatOption, counted, notice, print_json, safe, stdout
+from omniactors.cli.session import with_system
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omniactors.operations.health import AgentCounts
+    from omniactors.streams.backend import Finding
+
+_STYLES = {"ok": "green", "warning": "bold yellow", "error": "bold red"}
+
+
+def metrics(
+    topic: Annotated[str | None, typer.Option("--topic", "-t", help="Only this topic.")] = None,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Show what each agent has done since the store began, in all processes; counted are tries."""
+    counts = with_system(lambda omni: omni.metrics())
+    if topic is not None:
+        counts = {name: agents for name, agents in counts.items() if name == topic}
+    if output is Format.JSON:
+        print_json(counts)
+    elif counts:
+        _print_counts(counts)
+    else:
+        notice("Nothing has been handled yet." if topic is None else f"Nothing has been handled yet at {topic}.")
+
+
+def doctor(output: FormatOption = Format.TEXT) -> None:
+    """Check what durability and speed depend on, and say what to change; exit code 1 when something is wrong."""
+    findings = with_system(lambda omni: omni.doctor())
+    if output is Format.JSON:
+        print_json(findings)
+    else:
+        _print_findings(findings)
+    if any(finding.status == "error" for finding in findings):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_counts(counts: dict[str, dict[str, AgentCounts]]) -> None:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("Topic")
+    table.add_column("Agent")
+    for heading in ("Received", "Processed", "Failed", "Retried", "Time", "Average"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for topic, agents in counts.items():
+        head = Text(safe(topic), style="cyan")
+        for agent, row in agents.items():
+            failed = Text(f"{row['tasks_failed']:,}", style="bold red" if row["tasks_failed"] else "")
+            table.add_row(
+                head,
+                Text(safe(agent)),
+                f"{row['tasks_received']:,}",
+                f"{row['tasks_processed']:,}",
+                failed,
+                f"{row['tasks_retried']:,}",
+                _duration(row["total_processing_time"]),
+                _duration(row["avg_processing_time_sec"]),
+            )
+            head = Text()
+    stdout().print(table)
+
+
+def _duration(seconds: float) -> str:
+    """A length of time in the unit that fits it."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 600:  # noqa: PLR2004 -- ten minutes
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"  # noqa: PLR2004
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        found = Text.assemble((safe(finding.check), "bold"), ": ", safe(finding.message))
+        table.add_row(Text(finding.status, style=_STYLES[finding.status]), found)
+        if finding.advice:
+            table.add_row("", Text(safe(finding.advice), style="cyan"))
+    stdout().print(table)
+    _sum_up(findings)
+
+
+def _sum_up(findings: Sequence[Finding]) -> None:
+    errors = sum(finding.status == "error" for finding in findings)
+    warnings = sum(finding.status == "warning" for finding in findings)
+    if errors or warnings:
+        found = [counted(number, what) for number, what in ((errors, "error"), (warnings, "warning")) if number]
+        notice(", ".join(found))
+    else:
+        notice("all is well")

@@ -1,0 +1,1 @@
+"""Redis Streams: the durable store that many hosts share, and the trio client that reaches it."""

@@ -1,0 +1,389 @@
+"""`RedisBackend`: the backend protocol over Redis Streams, for agents on several machines."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import trio
+
+from omniactors.errors import BackendError
+from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
+from omniactors.streams.redis import doctoring
+from omniactors.streams.redis.calls import Calls
+from omniactors.streams.redis.client import TrioRedis
+from omniactors.streams.redis.consumer import Consumer, Lease
+from omniactors.streams.redis.inspecting import Inspector
+from omniactors.streams.redis.keys import Keys, clean
+from omniactors.streams.redis.listening import ResultListener
+from omniactors.streams.redis.publishing import Publisher
+from omniactors.streams.redis.settling import settlement_arguments
+from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
+from omniactors.streams.redis.watching import Watcher
+from omniactors.streams.settlement import ResultRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from omniactors.streams.backend import (
+        AgentMetrics,
+        DeadFilter,
+        DeadLetter,
+        Finding,
+        Published,
+        StreamInfo,
+        Want,
+    )
+    from omniactors.streams.redis.taking import Taken
+    from omniactors.streams.settlement import EntryKey, Publication, Settlement
+
+logger = logging.getLogger("omniactors.streams")
+
+FAREWELL: Final = 5.0
+"""Seconds for giving back what is held at the end of `serve`."""
+
+_record = msgspec.json.Decoder(ResultRecord)
+_agent = msgspec.json.Decoder(AgentRecord)
+_runtime = msgspec.json.Decoder(RuntimeRecord)
+
+Group = tuple[str, str]
+
+
+class RedisBackend:
+    """A `Backend` over the Redis (6.2 or newer) or Valkey at `url`, for any number of processes and machines.
+
+    Connects on first use. `prefix` stands before every key. Another consumer's work is taken over
+    `lease` seconds after its last sign of life. An id is remembered for `dedupe_window` seconds.
+    `stream_limit` bounds each stream, None does not. A call that finds the server away tries again
+    for `patience` seconds before it raises BackendError; settlements and releases try for ever.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "",
+        lease: float = 15.0,
+        dedupe_window: float = 86_400.0,
+        stream_limit: int | None = None,
+        patience: float = 5.0,
+    ) -> None:
+        for name, value in (("lease", lease), ("dedupe_window", dedupe_window), ("patience", patience)):
+            if not math.isfinite(value) or value < 0 or (name == "lease" and value == 0):
+                raise ValueError(f"{name} must be a finite number of seconds of at least 0, not {value!r}")
+        self._redis = TrioRedis(url, connect_timeout=patience or 1.0, response_timeout=patience or 1.0)
+        self._keys = Keys(prefix)
+        self._calls = Calls(self._redis, self._keys, patience=patience)
+        self._publisher = Publisher(self._calls, window=dedupe_window, limit=stream_limit)
+        self._watcher = Watcher(self._calls, self._keys)
+        self._listener = ResultListener(self._calls)
+        self._inspector = Inspector(self._calls, self._keys, limit=stream_limit)
+        self._window = round(dedupe_window * 1000)
+        self._consumer = Consumer(self._calls, self._keys, Lease(url, lease), on_reentry=self._reentered)
+        self._is_serving = False
+        self._fetching = trio.Lock()
+        self._is_unsure = False
+        self._fetches = 0
+        self._groups: set[Group] = set()
+        """Those that were there once: one that is missing later was lost."""
+        self._agents: dict[str, list[Any]] = {}
+        """What was registered here: after a flush it is registered again."""
+
+    def __repr__(self) -> str:
+        return f"<RedisBackend {self.location}>"
+
+    @property
+    def location(self) -> str:
+        """The URL without password."""
+        return self._redis.location
+
+    # -- publishing -----------------------------------------------------------------------------
+
+    async def publish(self, publications: Sequence[Publication]) -> list[Published]:
+        """Append all of them in one write; durable as the server's append-only file is."""
+        return await self._publisher.publish(publications)
+
+    async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Create groups (topic, agent) at the start of their streams."""
+        if groups:
+            await self._calls.script("create", [[[clean(topic), clean(agent)] for topic, agent in groups]])
+            self._groups.update(groups)
+
+    # -- being a consumer -----------------------------------------------------------------------
+
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a consumer until cancelled; raises BackendError when this backend is one already."""
+        if self._is_serving:
+            raise BackendError("this backend serves already")
+        self._is_serving = True
+        try:
+            self._watcher.start(await self._consumer.enter())
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._redis.run)
+                await nursery.start(self._consumer.keep)
+                task_status.started(self._consumer.id)
+        finally:
+            self._is_serving = False
+            with trio.move_on_after(FAREWELL) as scope:
+                scope.shield = True
+                if self._consumer.id:
+                    await self._consumer.leave()
+                await self._watcher.disconnect()
+
+    def _reentered(self, bell: bytes) -> None:
+        """Our lease was lost, and perhaps everything else."""
+        self._watcher.start(bell)
+        self._watcher.change_all()
+
+    async def announce(self, gateway: str | None) -> None:
+        """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
+        self._require_serving("announce")
+        await self._consumer.announce(gateway)
+
+    async def runtimes(self) -> list[RuntimeRecord]:
+        """The runtimes that are alive now, oldest first."""
+        records = [_runtime.decode(record) for record in await self._calls.script("alive", [])]
+        return sorted(records, key=lambda record: (record.started_at, record.consumer))
+
+    # -- taking ---------------------------------------------------------------------------------
+
+    async def fetch(self, wants: Sequence[Want]) -> Fetched:
+        """Take entries; raises BackendError when this backend does not serve, or the server is away."""
+        self._require_serving("fetch")
+        merged = merge_wants(wants)
+        async with self._fetching:
+            if self._is_unsure:
+                await self._consumer.recover()
+            self._watcher.fetching([want.topic for want in merged])
+            for want in merged:
+                self._consumer.take((want.topic, want.agent), ())
+            self._is_unsure = True
+            answers = await self._ask(merged)
+            self._fetches += 1
+            taken = [self._take(want, answer) for want, answer in zip(merged, answers, strict=True)]
+            self._is_unsure = False
+        return Fetched(
+            entries=[entry for each in taken for entry in each.entries],
+            position=self._fetches,
+            next_due=min((each.due for each in taken if each.due is not None), default=None),
+            paused=frozenset(each.want.agent for each in taken if each.is_paused),
+        )
+
+    async def _ask(self, wants: list[Want]) -> list[Any]:
+        while True:
+            consumer = self._consumer.id
+            # Not sent again when its reply is lost: `recover` gives back what it took.
+            answers = await self._calls.script(
+                "fetch", [consumer, [want_arguments(want) for want in wants]], patience=0
+            )
+            if answers is not None:
+                return list(answers)
+            await self._consumer.reenter(consumer)
+            if self._agents:
+                await self._calls.script("register", [list(self._agents.values())])
+
+    def _take(self, want: Want, answer: list[Any]) -> Taken:
+        taken = read_answer(want, answer, self._consumer.id)
+        self._consumer.take((want.topic, want.agent), [entry.key.entry_id for entry in taken.entries])
+        self._watcher.fetched(want.topic, taken.top, self._fetches)
+        if taken.is_created and (want.topic, want.agent) in self._groups:
+            logger.error(
+                "the group of agent %r on %r was gone and is made anew: the store was flushed, or the group destroyed; "
+                "what is left of the stream is delivered from its start",
+                want.agent,
+                want.topic,
+            )
+        self._groups.add((want.topic, want.agent))
+        if taken.lost:
+            logger.error(
+                "%d events of %r were trimmed away by another program before agent %r was done with them",
+                taken.lost,
+                want.topic,
+                want.agent,
+            )
+        return taken
+
+    async def claim(self, keys: Sequence[tuple[EntryKey, str]]) -> list[bool]:
+        """Claim fetched entries of ordered groups, in the order of their fetch."""
+        blocks: dict[Group, list[tuple[int, EntryKey, str]]] = {}
+        for place, (key, ordering) in enumerate(keys):
+            if self._is_ours(key):
+                blocks.setdefault((key.topic, key.agent), []).append((place, key, ordering))
+        flags = [False] * len(keys)
+        for (topic, agent), entries in blocks.items():
+            items = [[key.entry_id, clean(ordering)] for _, key, ordering in entries]
+            consumer = entries[0][1].consumer
+            reply = await self._calls.script("claim", [consumer, clean(topic), clean(agent), items])
+            for (place, key, _), flag in zip(entries, reply, strict=True):
+                flags[place] = bool(flag)
+                if not flag:
+                    self._consumer.drop([key])
+        return flags
+
+    async def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take no more of these groups: what others handed over to us goes back to them."""
+        if self._is_serving and groups:
+            names = [[clean(topic), clean(agent)] for topic, agent in groups]
+            await self._calls.script("withdraw", [self._consumer.id, names])
+
+    async def wait(self, positions: Mapping[str, int]) -> frozenset[str]:
+        """The topics in which something may have changed since the fetch of that number, as soon as there are any."""
+        return await self._watcher.wait(positions)
+
+    # -- settling -------------------------------------------------------------------------------
+
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """Carry out each settlement whole or not at all; tries until the server has answered."""
+        flags = [False] * len(settlements)
+        blocks: dict[Group, list[int]] = {}
+        for place, settlement in enumerate(settlements):
+            if self._is_ours(settlement.key):
+                blocks.setdefault((settlement.key.topic, settlement.key.agent), []).append(place)
+        if not blocks:
+            await trio.lowlevel.checkpoint()
+            return flags
+        bodies = await self._bodies([settlement for settlement in settlements if settlement.dead is not None])
+        arguments = [
+            [
+                clean(topic),
+                clean(agent),
+                [settlement_arguments(settlements[p], bodies.get(settlements[p].key)) for p in places],
+            ]
+            for (topic, agent), places in blocks.items()
+        ]
+        consumer = self._consumer.id
+        reply = await self._calls.once("settle", [consumer, self._window, arguments], patience=math.inf)
+        for place, flag in zip((place for places in blocks.values() for place in places), reply, strict=True):
+            flags[place] = bool(flag)
+        self._consumer.drop(settlement.key for settlement in settlements)
+        return flags
+
+    async def _bodies(self, settlements: list[Settlement]) -> dict[EntryKey, bytes]:
+        """The bodies of entries that go to the dead letters."""
+        keys = [settlement.key for settlement in settlements if self._is_ours(settlement.key)]
+        if not keys:
+            return {}
+        blocks = [[clean(key.topic), [key.entry_id]] for key in keys]
+        found = await self._calls.script("bodies", [blocks], patience=math.inf)
+        return {key: body_of(fields) for key, fields in zip(keys, found, strict=True)}
+
+    async def release(self, keys: Sequence[EntryKey]) -> None:
+        """Give entries back to their groups at once; tries until the server has answered."""
+        blocks: dict[Group, list[str]] = {}
+        ours = [key for key in keys if self._is_ours(key)]
+        for key in ours:
+            blocks.setdefault((clean(key.topic), clean(key.agent)), []).append(key.entry_id)
+        if blocks:
+            arguments = [[topic, agent, ids] for (topic, agent), ids in blocks.items()]
+            await self._calls.script("release", [self._consumer.id, arguments], patience=math.inf)
+            self._consumer.drop(ours)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _is_ours(self, key: EntryKey) -> bool:
+        return self._is_serving and key.consumer == self._consumer.id and is_entry_id(key.entry_id)
+
+    def _require_serving(self, operation: str) -> None:
+        if not self._is_serving:
+            raise BackendError(f"{operation} is only possible while serve() runs")
+
+    # -- results --------------------------------------------------------------------------------
+
+    async def get_results(self, task_id: str) -> list[ResultRecord]:
+        """The unexpired results of a task, oldest first, one per agent."""
+        found = await self._calls.script("results", [clean(task_id)])
+        return sorted((_record.decode(record) for record in found), key=lambda record: record.processed_at)
+
+    async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
+        """As `get_results`, as soon as there are more than `known`; the server tells, it is not asked again."""
+
+        async def read() -> list[ResultRecord] | None:
+            records = await self.get_results(task_id)
+            return records if len(records) > known else None
+
+        return await self._listener.wait(self._keys.done(clean(task_id)), read)
+
+    # -- looking after it -----------------------------------------------------------------------
+
+    async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
+        """The newest dead letters of a topic's groups that `where` admits, newest first."""
+        return await self._inspector.dead_letters(clean(topic), limit, where)
+
+    async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Give the oldest `limit` of these dead letters back to their groups as new."""
+        return await self._inspector.replay(clean(topic), where, limit)
+
+    async def purge_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
+        """Delete the oldest `limit` of these dead letters."""
+        return await self._inspector.purge(clean(topic), where, limit)
+
+    async def streams(self) -> list[StreamInfo]:
+        """Every stream there is, by topic."""
+        return await self._inspector.streams()
+
+    async def metrics(self) -> list[AgentMetrics]:
+        """What every agent has done, by topic and agent."""
+        return await self._inspector.metrics()
+
+    async def pause(self, agent: str) -> None:
+        """Have no consumer take anything for this agent until `resume`."""
+        await self._calls.script("pause", [clean(agent), 1])
+
+    async def resume(self, agent: str) -> None:
+        """End a pause."""
+        await self._calls.script("pause", [clean(agent), 0])
+
+    async def paused(self) -> frozenset[str]:
+        """The agents that are paused."""
+        return frozenset(name.decode() for name in await self._calls.command("SMEMBERS", self._keys.paused))
+
+    async def save_agents(self, agents: Sequence[AgentRecord]) -> None:
+        """Register agents; one that exists keeps its `created_at`."""
+        rows = [
+            [
+                clean(f"{agent.name}:{agent.topic}"),
+                msgspec.json.encode(agent).decode(),
+                repr(agent.created_at or time.time()),
+            ]
+            for agent in agents
+        ]
+        if rows:
+            await self._calls.script("register", [rows])
+            self._agents.update({row[0]: row for row in rows})
+
+    async def list_agents(self) -> list[AgentRecord]:
+        """The registered agents, by topic and name."""
+        flat = await self._calls.command("HGETALL", self._keys.agents_since)
+        since = dict(zip(flat[::2], map(float, flat[1::2]), strict=True))
+        flat = await self._calls.command("HGETALL", self._keys.agents)
+        records = [
+            msgspec.structs.replace(_agent.decode(record), created_at=since.get(name, 0.0))
+            for name, record in zip(flat[::2], flat[1::2], strict=True)
+        ]
+        return sorted(records, key=lambda record: (record.topic, record.name))
+
+    async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value
+        """Keep a value for all processes."""
+        await self._calls.command("HSET", self._keys.config, clean(key), msgspec.json.encode(value))
+
+    async def delete_config(self, key: str) -> bool:
+        """Forget a value; True when there was one."""
+        return bool(await self._calls.command("HDEL", self._keys.config, clean(key)))
+
+    async def config(self) -> dict[str, Any]:
+        """All values that are kept, by key."""
+        flat = await self._calls.command("HGETALL", self._keys.config)
+        return {name.decode(): msgspec.json.decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def diagnose(self) -> list[Finding]:
+        """Check reachability, version, memory policy, persistence, role, clock and trimming publishers."""
+        return await doctoring.diagnose(self._calls, self._keys)
+
+    async def close(self) -> None:
+        """Finish what was accepted and disconnect; the next call connects again."""
+        await self._calls.close()
+        await self._watcher.disconnect()
+        await self._listener.disconnect()

@@ -1,0 +1,186 @@
+"""Calls: scripts on the way to Redis, sent again where that is safe, and errors in our words.
+
+A script that is called `once` carries a number, and the slot that it uses meanwhile. The server keeps
+the last reply of each slot, so a repeat after a lost connection gets the first reply and changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+import secrets
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from redis import exceptions
+
+from omniactors.backoff import Backoff
+from omniactors.errors import BackendClosed, BackendError, BackendUnusable
+from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable, server_error
+from omniactors.streams.redis.scripts import pack, script
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from omniactors.streams.redis.client import TrioRedis
+    from omniactors.streams.redis.keys import Keys
+
+T = TypeVar("T")
+
+Ticket = tuple[int, int]
+"""A slot and a number."""
+
+logger = logging.getLogger("omniactors.streams")
+
+RETRY = Backoff(initial=0.05, maximum=2.0)
+"""Between two tries of a call."""
+
+_PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
+"""First words of replies that say: not now."""
+
+_PASSING_ERRORS = (
+    ConnectionLost,
+    exceptions.BusyLoadingError,
+    exceptions.ClusterDownError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+)
+
+
+class Calls:
+    """The scripts and commands of one backend. `patience` (seconds) is how long a call is tried."""
+
+    def __init__(self, redis: TrioRedis, keys: Keys, *, patience: float) -> None:
+        self.redis = redis
+        self._keys = keys
+        self._patience = patience
+        self._client = secrets.token_hex(8)
+        self._last = 0
+        self._slots = 0
+        self._free: list[int] = []
+        self._in_flight = 0
+        self._is_checked = False
+        self.generation = 0
+        """Goes up with every `close()`."""
+
+    # -- calling --------------------------------------------------------------------------------
+
+    async def script(self, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+        """Run a script that may be repeated without harm; raises BackendError."""
+        packed = pack(arguments)
+        return await self._persist(lambda: self._run(name, packed), self._patience if patience is None else patience)
+
+    async def once(self, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+        """Run a script that changes something once, however often it has to be sent; raises BackendError."""
+        ticket = self.open()
+        try:
+            return await self.numbered(ticket, name, arguments, patience=patience)
+        finally:
+            self.retire(ticket)
+
+    async def numbered(self, ticket: Ticket, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+        """As `once`, with a ticket from `open`, which a later call may use again for the same arguments."""
+        packed = pack([[self._client, *ticket], *arguments])
+        return await self._persist(lambda: self._run(name, packed), self._patience if patience is None else patience)
+
+    def open(self) -> Ticket:
+        """A ticket for `numbered`, to be given to `retire` when its outcome is known or nobody asks any more."""
+        self._last += 1
+        if not self._free:
+            self._slots += 1
+            self._free.append(self._slots)
+        return self._free.pop(), self._last
+
+    def retire(self, ticket: Ticket) -> None:
+        """Let the server forget the reply."""
+        self._free.append(ticket[0])
+
+    async def command(self, *args: str | bytes | float, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+        """Run a command that may be repeated without harm; raises BackendError."""
+        return await self._persist(lambda: self.redis.call(*args), self._patience if patience is None else patience)
+
+    async def close(self) -> None:
+        """Wait for the calls that are under way, as long as they may take, and disconnect."""
+        self.generation += 1
+        with trio.move_on_after(self._patience):
+            while self._in_flight:  # noqa: ASYNC110 -- they end within a round trip
+                await trio.sleep(0.002)
+        self._is_checked = False
+        await self.redis.aclose()
+
+    # -- sending --------------------------------------------------------------------------------
+
+    async def _run(self, name: str, packed: bytes) -> Any:  # noqa: ANN401 -- a reply
+        found = script(name)
+        try:
+            return await self.redis.call(b"EVALSHA", found.sha, 1, self._keys.control, packed)
+        except exceptions.NoScriptError:
+            return await self.redis.call(b"EVAL", found.text, 1, self._keys.control, packed)
+
+    async def _persist(self, send: Callable[[], Awaitable[T]], patience: float) -> T:
+        give_up = trio.current_time() + patience
+        generation, attempt, is_unknown = self.generation, 0, False
+        self._in_flight += 1
+        try:
+            while True:
+                try:
+                    if not self._is_checked:
+                        await self._check_server()
+                    return await send()
+                except (exceptions.RedisError, OSError) as failure:
+                    error = unwrapped(failure)
+                    is_unknown |= getattr(error, "sent", False)
+                    if generation != self.generation:
+                        raise BackendClosed(f"{self.redis.location} was closed") from None
+                    if not is_passing(error) or trio.current_time() >= give_up:
+                        raise self.translate(error, is_unknown=is_unknown) from None
+                    attempt += 1
+                    if attempt == 1 and patience == math.inf:
+                        logger.warning("%s", self.translate(error, is_unknown=is_unknown))
+                await trio.sleep(RETRY.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret
+        finally:
+            self._in_flight -= 1
+
+    async def _check_server(self) -> None:
+        """Raise BackendUnusable unless the server is a Redis 6.2 or newer, or a Valkey."""
+        found = await self.redis.call("COMMAND", "INFO", "XAUTOCLAIM", "EVALSHA")
+        if not isinstance(found, list) or not all(found):
+            raise BackendUnusable(f"{self.redis.location} is too old: Redis 6.2 or newer, or Valkey, is needed")
+        self._is_checked = True
+
+    def translate(self, error: Exception, *, is_unknown: bool = False) -> BackendError:
+        """The error as one sentence of ours, without secrets."""
+        where = self.redis.location
+        if isinstance(error, ServerUnusable):
+            return BackendUnusable(str(error))
+        if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
+            return BackendUnusable(f"{where} refuses us: {error}")
+        if isinstance(error, exceptions.OutOfMemoryError):
+            return BackendError(f"{where} has no memory left (maxmemory is reached): nothing was written")
+        if isinstance(error, exceptions.ReadOnlyError):
+            return BackendError(f"{where} is a read-only replica: nothing was written")
+        if isinstance(error, ConnectionLost):
+            text = getattr(error, "message", None) or str(error)
+            unknown = "; whether the operation took place is not known" if is_unknown else ""
+            return BackendError(f"{text}{unknown}", outcome_known=not is_unknown)
+        return BackendError(f"{where} refused the operation: {error}", outcome_known=not is_unknown)
+
+
+_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)", re.DOTALL)
+
+
+def unwrapped(error: Exception) -> Exception:
+    """The error of the command inside a script; Redis 6.2 hides it in one about the script."""
+    found = _IN_SCRIPT.search(str(error)) if isinstance(error, exceptions.ResponseError) else None
+    return error if found is None else server_error(found[1])
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same call may succeed a moment later."""
+    if isinstance(error, ServerUnusable):
+        return False
+    if isinstance(error, _PASSING_ERRORS):
+        return True
+    return isinstance(error, exceptions.ResponseError) and str(error).startswith(_PASSING)

@@ -1,0 +1,166 @@
+"""Inspecting: streams, dead letters and counters, as those who look after them want them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from omniactors.errors import StreamFull
+from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo
+from omniactors.streams.redis.keys import Keys, group_name, group_parts
+from omniactors.streams.redis.scripts import raw
+from omniactors.streams.redis.settling import body_of_letter, read_dead_letter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from omniactors.streams.redis.calls import Calls
+
+_SCAN: Final = 1000
+_PAGE: Final = 100
+
+
+class Inspector:
+    """Reads, and moves dead letters."""
+
+    def __init__(self, calls: Calls, keys: Keys, *, limit: int | None) -> None:
+        self._calls = calls
+        self._keys = keys
+        self._limit = limit
+
+    async def streams(self) -> list[StreamInfo]:
+        """Every stream there is, by topic: those of other programs too, so all keys are looked through."""
+        groups = await self._groups()
+        found = {topic for topic, _ in groups} | await self._stored_topics()
+        infos = [await self._stream(topic) for topic in sorted(found)]
+        return [info for info in infos if info.length or info.scheduled or info.groups]
+
+    async def _stream(self, topic: str) -> StreamInfo:
+        length, scheduled, groups = await self._calls.script("inspect", [topic])
+        return StreamInfo(
+            topic=topic,
+            length=length,
+            scheduled=scheduled,
+            groups=sorted(map(_group_info, groups), key=lambda g: g.agent),
+        )
+
+    async def _groups(self) -> list[tuple[str, str]]:
+        members = await self._calls.command("SMEMBERS", self._keys.groups)
+        return sorted(group_parts(member.decode()) for member in members)
+
+    async def _stored_topics(self) -> set[str]:
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self._keys.stream("")) + "*"
+        topics: set[str] = set()
+        cursor = b"0"
+        while True:
+            cursor, names = await self._calls.command(
+                "SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN, "TYPE", "stream"
+            )
+            topics.update(name.decode().removeprefix(self._keys.stream("")) for name in names)
+            if cursor == b"0":
+                break
+        members = await self._calls.command("ZRANGE", self._keys.scheduled, 0, -1)
+        return topics | {member.decode() for member in members}
+
+    # -- dead letters ---------------------------------------------------------------------------
+
+    async def dead_letters(self, topic: str, limit: int, where: DeadFilter) -> list[DeadLetter]:
+        """The newest that are meant, newest first."""
+        return await self._meant(topic, where, limit, is_oldest_first=False)
+
+    async def replay(self, topic: str, where: DeadFilter, limit: int) -> int:
+        """Give the oldest that are meant back to their groups; raises StreamFull."""
+
+        async def move(agent: str, letters: list[DeadLetter]) -> int:
+            bodies = [[letter.id, raw(body_of_letter(letter))] for letter in letters]
+            bound = -1 if self._limit is None else self._limit
+            reply = await self._calls.once("replay", [bound, topic, agent, bodies])
+            if isinstance(reply, list):
+                raise StreamFull(topic, reply[2], bound)
+            return int(reply)
+
+        return await self._move(topic, where, limit, move)
+
+    async def purge(self, topic: str, where: DeadFilter, limit: int) -> int:
+        """Delete the oldest that are meant."""
+
+        async def delete(agent: str, letters: list[DeadLetter]) -> int:
+            key = self._keys.dead(group_name(topic, agent))
+            return int(await self._calls.once("purge", [key, [letter.id for letter in letters]]))
+
+        return await self._move(topic, where, limit, delete)
+
+    async def _move(
+        self, topic: str, where: DeadFilter, limit: int, move: Callable[[str, list[DeadLetter]], Awaitable[int]]
+    ) -> int:
+        meant = await self._meant(topic, where, limit, is_oldest_first=True)
+        moved = 0
+        for start in range(0, len(meant), _PAGE):
+            chunk = meant[start : start + _PAGE]
+            for agent in sorted({letter.agent for letter in chunk}):
+                moved += await move(agent, [letter for letter in chunk if letter.agent == agent])
+        return moved
+
+    async def _agents(self, topic: str, where: DeadFilter) -> list[str]:
+        """Those that may have dead letters of the topic."""
+        if where.agent is not None:
+            return [where.agent]
+        agents = {agent for name, agent in await self._groups() if name == topic}
+        _, _, groups = await self._calls.script("inspect", [topic])
+        return sorted(agents | {_agent_of(group[0]) for group in groups})
+
+    async def _meant(self, topic: str, where: DeadFilter, limit: int, *, is_oldest_first: bool) -> list[DeadLetter]:
+        """The first `limit` that are meant, of all agents."""
+        found = []
+        for agent in await self._agents(topic, where):
+            found += await self._meant_of(topic, agent, where, limit, is_oldest_first=is_oldest_first)
+        return sorted(found, key=_age, reverse=not is_oldest_first)[: max(limit, 0)]
+
+    async def _meant_of(
+        self, topic: str, agent: str, where: DeadFilter, limit: int, *, is_oldest_first: bool
+    ) -> list[DeadLetter]:
+        key = self._keys.dead(group_name(topic, agent))
+        command, first, last = ("XRANGE", "-", "+") if is_oldest_first else ("XREVRANGE", "+", "-")
+        found: list[DeadLetter] = []
+        while len(found) < limit:
+            rows = await self._calls.command(command, key, first, last, "COUNT", _PAGE)
+            letters = (read_dead_letter(letter_id.decode(), fields, topic, agent) for letter_id, fields in rows)
+            found += [letter for letter in letters if where.matches(letter)]
+            if len(rows) < _PAGE:
+                break
+            first = "(" + rows[-1][0].decode()
+        return found[:limit]
+
+    # -- counters -------------------------------------------------------------------------------
+
+    async def metrics(self) -> list[AgentMetrics]:
+        """What every agent has done, by topic and agent."""
+        found = []
+        for topic, agent in await self._groups():
+            flat = await self._calls.command("HGETALL", self._keys.counts(group_name(topic, agent)))
+            counts = dict(zip(flat[::2], flat[1::2], strict=True))
+            found.append(
+                AgentMetrics(
+                    topic=topic,
+                    agent=agent,
+                    completed=int(counts.get(b"done", 0)),
+                    retried=int(counts.get(b"retry", 0)),
+                    dead=int(counts.get(b"dead", 0)),
+                    seconds=float(counts.get(b"seconds", 0)),
+                )
+            )
+        return found
+
+
+def _group_info(row: list[Any]) -> GroupInfo:
+    name, new, due, held, delayed, dead = row
+    return GroupInfo(agent=_agent_of(name), waiting=new + due, pending=held, delayed=delayed, dead=dead)
+
+
+def _agent_of(group: bytes) -> str:
+    """The agent of a group, or the whole name of a group that another program made in its own way."""
+    return group_parts(group.decode())[1] or group.decode()
+
+
+def _age(letter: DeadLetter) -> tuple[int, ...]:
+    return tuple(map(int, letter.id.split("-")))

@@ -1,0 +1,3 @@
+-- Create groups at the start of their streams. {groups}, a group is {topic, agent}
+for _, group in ipairs(arguments[1]) do create_group(group[1], group[2]) end
+return 1

@@ -1,0 +1,176 @@
+-- Take entries. {consumer, wants}, a want is {topic, agent, credit, limit or -1, 1 if ordered}
+-- Answers nil when the consumer is not (or no more) registered, else for each want
+-- {1 if paused, 1 if the group was missing, top id, next due in ms or -1,
+--  retried {id, fields, "attempts crashes"}, new {id, fields}, how many others trimmed away}.
+local consumer, wants = unpack(arguments)
+if call('HEXISTS', P .. 'omni-consumers', consumer) == 0 then return nil end
+open_for_writing()
+
+local time = now()
+local has_scheduled = call('EXISTS', P .. 'omni-scheduled') == 1
+local paused = {}
+for _, agent in ipairs(call('SMEMBERS', P .. 'omni-paused')) do paused[agent] = true end
+
+local function room_under(limit, key, group)
+    local pending = pcall_('XPENDING', key, group)
+    if pending.err or pending[1] == 0 then return limit end
+    for _, row in ipairs(pending[4]) do
+        if row[1] ~= WAITING then limit = limit - tonumber(row[2]) end
+    end
+    return math.max(limit, 0)
+end
+
+local function is_gated(group)
+    local gate = call('HGET', order_of(group), 'gate')
+    local holder = gate and count_of(gate)
+    return holder and holder ~= consumer and call('EXISTS', lease_of(holder)) == 1
+end
+
+local function with_tries(group, id, fields)
+    return {id, fields, call('HGET', tries_of(group), id) or '0 0'}
+end
+
+-- What was in the list of a group, but is in its stream no more: another program trimmed it away.
+local function strike(key, group, id)
+    if call('EXISTS', order_of(group)) == 1 then unclaim(group, id, consumer) end
+    call('HDEL', tries_of(group), id)
+    local acknowledged = pcall_('XACK', key, group, id)
+    return acknowledged == 1 or #call('XRANGE', key, id, id) == 0
+end
+
+-- Entries that other consumers handed over to us.
+local function take_inbox(key, group, room, taken)
+    local inbox, count, lost = inbox_of(group, consumer), 0, 0
+    local ids = call('LRANGE', inbox, 0, room - 1)
+    for _, id in ipairs(ids) do
+        local found = call('XRANGE', key, id, id)
+        if found[1] then
+            taken[#taken + 1] = with_tries(group, id, found[1][2])
+            count = count + 1
+        elseif strike(key, group, id) then
+            lost = lost + 1
+        end
+    end
+    if #ids > 0 then call('LTRIM', inbox, #ids, -1) end
+    return count, lost
+end
+
+-- Released and due entries.
+local function take_waiting(key, group, room, taken)
+    local waiting, count, lost = waiting_of(group), 0, 0
+    while count < room do
+        local due = call('ZRANGEBYSCORE', waiting, '-inf', time, 'LIMIT', 0, math.min(room - count, 500))
+        if #due == 0 then break end
+        call('ZREM', waiting, unpack(due))
+        local bodies = {}
+        local claimed = pcall_('XCLAIM', key, group, consumer, 0, unpack(due))
+        for _, entry in ipairs(claimed) do
+            if entry and entry[2] then bodies[entry[1]] = entry[2] end
+        end
+        for _, padded in ipairs(due) do
+            local id = plain(padded)
+            if bodies[id] then
+                taken[#taken + 1] = with_tries(group, id, bodies[id])
+                count = count + 1
+            elseif strike(key, group, id) then
+                lost = lost + 1
+            end
+        end
+    end
+    return count, lost
+end
+
+-- Entries meant for another group alone are passed over.
+local function is_for_other(fields, agent)
+    for i = 3, #fields, 2 do
+        if fields[i] == 'only' and fields[i + 1] ~= agent then return true end
+    end
+    return false
+end
+
+local function take_new(key, want, group, room, taken)
+    local topic, agent, created, count = want[1], want[2], false, 0
+    while room > 0 do
+        local reply = pcall_('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
+        if reply and reply.err then
+            if created or not reply.err:find('NOGROUP', 1, true) then return reply end
+            create_group(topic, agent)
+            created = true
+        elseif not reply then
+            break
+        else
+            local skipped = {}
+            for _, entry in ipairs(reply[1][2]) do
+                if #entry[2] > 2 and is_for_other(entry[2], agent) then
+                    skipped[#skipped + 1] = entry[1]
+                else
+                    taken[#taken + 1] = entry
+                    count = count + 1
+                    room = room - 1
+                end
+            end
+            if #skipped == 0 then break end
+            for _, id in ipairs(skipped) do call('XACK', key, group, id) end
+            delete_finished(key, skipped)
+        end
+    end
+    return {count = count, created = created}
+end
+
+local answers = {}
+for i, want in ipairs(wants) do
+    local topic, agent, credit, limit, ordered = unpack(want)
+    local key, group = stream_of(topic), group_of(topic, agent)
+    local is_paused, is_created, room, next_due, lost = 0, 0, math.max(credit, 0), nil, 0
+    local retried, new = {}, {}
+    if has_scheduled then next_due = promote(topic, time) end
+    if paused[agent] then
+        is_paused, room = 1, 0
+    end
+    if room > 0 and ordered == 1 then
+        local count
+        count, lost = take_inbox(key, group, room, retried)
+        room = room - count
+        call('HDEL', order_of(group), 'x:' .. consumer)
+        local hold = call('PTTL', hold_of(group))
+        if hold > 0 then
+            room, next_due = 0, math.min(next_due or math.huge, time + hold)
+        elseif room > 0 and is_gated(group) then
+            call('SADD', P .. 'omni-clipped', group)
+            room = 0
+        end
+    end
+    if room > 0 and limit >= 0 then
+        local allowed = room_under(limit, key, group)
+        if allowed < room then
+            call('SADD', P .. 'omni-clipped', group)
+            room = allowed
+        end
+    end
+    local unclaimed = 0
+    if room > 0 then
+        local count, gone = take_waiting(key, group, room, retried)
+        room, unclaimed, lost = room - count, count, lost + gone
+        local fresh = take_new(key, want, group, room, new)
+        if fresh.err then return fresh end
+        if fresh.created then is_created = 1 end
+        unclaimed = unclaimed + fresh.count
+    elseif pcall_('XPENDING', key, group).err and create_group(topic, agent) then
+        is_created = 1
+    end
+    if ordered == 1 and unclaimed > 0 then
+        local gate = call('HGET', order_of(group), 'gate')
+        local holder, open = nil, 0
+        if gate then holder, open = count_of(gate) end
+        if holder ~= consumer then open = 0 end
+        call('HSET', order_of(group), 'gate', consumer .. ' ' .. (open + unclaimed))
+    end
+    local first = call('ZRANGEBYSCORE', waiting_of(group), '(' .. time, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if first[2] and (next_due == nil or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
+    local top = call('XREVRANGE', key, '+', '-', 'COUNT', 1)
+    answers[i] = {
+        is_paused, is_created, top[1] and top[1][1] or '0-0',
+        next_due and math.max(next_due - time, 0) or -1, retried, new, lost,
+    }
+end
+return answers

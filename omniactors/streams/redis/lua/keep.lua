@@ -1,0 +1,33 @@
+-- What a consumer does from time to time. {consumer, cursor, lease in seconds}
+-- Promotes delayed publications, trims some streams, and answers
+-- {1 if we are registered, vanished consumers, ms until the next lease of another one could end or -1,
+--  ms until the next delayed publication or -1, cursor}.
+local consumer, cursor, lease = unpack(arguments)
+open_for_writing()
+local time, vanished, next_end = now(), {}, -1
+local is_registered = call('HEXISTS', P .. 'omni-consumers', consumer)
+for _, other in ipairs(call('HKEYS', P .. 'omni-consumers')) do
+    if other ~= consumer then
+        local left = call('PTTL', lease_of(other))
+        if left < 0 then
+            vanished[#vanished + 1] = other
+        elseif next_end < 0 or left < next_end then
+            next_end = left
+        end
+    end
+end
+-- While a server was away leases ended, and nobody could renew them.
+if #vanished > 0 then
+    local info = pcall_('INFO', 'server')
+    local uptime = type(info) == 'string' and tonumber(info:match('uptime_in_seconds:(%d+)'))
+    if uptime and uptime <= lease then vanished = {} end
+end
+local next_due = -1
+for _, topic in ipairs(call('ZRANGEBYSCORE', P .. 'omni-scheduled', '-inf', time, 'LIMIT', 0, 50)) do
+    if promote(topic, time) then ring(topic) end
+end
+local first = call('ZRANGE', P .. 'omni-scheduled', 0, 0, 'WITHSCORES')
+if first[2] then next_due = math.max(tonumber(first[2]) - time, 0) end
+local found = call('SSCAN', P .. 'omni-groups', cursor, 'COUNT', 20)
+for _, group in ipairs(found[2]) do trim(topic_of(group)) end
+return {is_registered, vanished, next_end, next_due, found[1]}

@@ -1,0 +1,37 @@
+-- Give back what a consumer holds in some groups. {consumer, crashes, groups}
+-- With crashes 1 the consumer has vanished: nothing is done while its lease lives.
+-- Answers -1 for that, else the number of groups (from the first) that are done.
+local consumer, crashes, groups = unpack(arguments)
+if crashes == 1 and call('EXISTS', lease_of(consumer)) == 1 then return -1 end
+open_for_writing()
+local budget = 2000
+for i, group in ipairs(groups) do
+    local topic = topic_of(group)
+    local key, inbox = stream_of(topic), inbox_of(group, consumer)
+    local handed = {}
+    for _, id in ipairs(call('LRANGE', inbox, 0, -1)) do handed[id] = true end
+    while true do
+        local rows = pcall_('XPENDING', key, group, '-', '+', 500, consumer)
+        if rows.err or #rows == 0 then break end
+        local ids = {}
+        for j, row in ipairs(rows) do
+            ids[j] = row[1]
+            if crashes > 0 and not handed[row[1]] then
+                local attempts, before = 0, 0
+                local tries = call('HGET', tries_of(group), row[1])
+                if tries then attempts, before = tries:match('^(%d+) (%d+)$') end
+                call('HSET', tries_of(group), row[1], attempts .. ' ' .. (before + 1))
+            end
+        end
+        give_back(group, ids, consumer)
+        budget = budget - #ids
+        if budget <= 0 then return i - 1 end
+    end
+    local gate = call('HGET', order_of(group), 'gate')
+    if gate and count_of(gate) == consumer then call('HDEL', order_of(group), 'gate') end
+    call('HDEL', order_of(group), 'x:' .. consumer)
+    call('DEL', inbox)
+    pcall_('XGROUP', 'DELCONSUMER', key, group, consumer)
+    unclip(topic, group)
+end
+return #groups

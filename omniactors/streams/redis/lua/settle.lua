@@ -1,0 +1,85 @@
+-- Carry out settlements, each whole or not at all. {caller, consumer, window, blocks}
+-- A block is {topic, agent, settlements} and a settlement {id, kind, ...}:
+--   {id, 'done', result, publications}
+--   {id, 'dead', result, publications, dead letter}
+--   {id, 'retry', delay, attempts}
+-- A result is {} or {task_id, status, record, ttl}. Each ends with the handler's seconds, as text.
+-- Answers one flag for each settlement: 0 when its entry was not the consumer's any more.
+local caller, consumer, window, blocks = unpack(arguments)
+local before = replayed(caller)
+if before then return before end
+open_for_writing()
+
+local time, flags = now(), {}
+
+-- A failure never replaces a success that has not expired.
+local function store(agent, result)
+    local key = P .. 'omni-result:' .. result[1]
+    local status, record_, ttl = result[2], result[3], result[4]
+    if status ~= 'success' then
+        local old = call('HGET', key, agent)
+        if old then
+            local expires, its_status = old:match('^(%d+) (%a+) ')
+            if its_status == 'success' and tonumber(expires) > time then return end
+        end
+    end
+    call('HSET', key, agent, string.format('%.0f ', time + ttl) .. status .. ' ' .. record_)
+    call('PEXPIRE', key, math.max(ttl, 1))
+    call('PUBLISH', P .. 'omni-done:' .. result[1], '')
+end
+
+-- The ids of dead letters are unique and in order over all groups, unless the clock went back.
+local function bury(group, letter)
+    local key = P .. 'omni-dlq:' .. group
+    local id = string.format('%.0f-', time) .. call('INCR', P .. 'omni-serial')
+    if pcall_('XADD', key, id, 'data', letter).err then call('XADD', key, '*', 'data', letter) end
+end
+
+for _, block in ipairs(blocks) do
+    local topic, agent, settlements = unpack(block)
+    local key, group = stream_of(topic), group_of(topic, agent)
+    local is_ordered = call('EXISTS', order_of(group)) == 1
+    local counts = {done = 0, dead = 0, retry = 0}
+    local ids, finished, seconds = {}, {}, 0
+    for i, settlement in ipairs(settlements) do ids[i] = settlement[1] end
+    local owned = owned_among(key, group, ids, consumer)
+    for _, settlement in ipairs(settlements) do
+        local id, kind = settlement[1], settlement[2]
+        local is_ours = owned[id]
+        if is_ours then
+            owned[id] = false
+            seconds = seconds + tonumber(settlement[#settlement])
+            counts[kind] = counts[kind] + 1
+            if is_ordered and unclaim(group, id, consumer) then unclip(topic, group) end
+            if kind == 'retry' then
+                call('XCLAIM', key, group, WAITING, 0, id, 'JUSTID')
+                call('ZADD', waiting_of(group), time + settlement[3], pad(id))
+                call('HSET', tries_of(group), id, settlement[4] .. ' 0')
+            else
+                finished[#finished + 1] = id
+                local result, publications = settlement[3], settlement[4]
+                if kind == 'dead' then
+                    bury(group, settlement[5])
+                end
+                if result[1] then store(agent, result) end
+                for _, publication in ipairs(publications) do append_once(publication, time, window) end
+            end
+        end
+        flags[#flags + 1] = is_ours and 1 or 0
+    end
+    if #finished > 0 then
+        call('XACK', key, group, unpack(finished))
+        delete_finished(key, finished)
+        if call('EXISTS', tries_of(group)) == 1 then call('HDEL', tries_of(group), unpack(finished)) end
+    end
+    if counts.retry > 0 then ring(topic) end
+    if #finished > 0 or counts.retry > 0 then
+        unclip(topic, group)
+        local key_ = P .. 'omni-counts:' .. group
+        for kind, count in pairs(counts) do
+            if count > 0 then call('HINCRBY', key_, kind, count) end
+        end
+        if seconds > 0 then call('HINCRBYFLOAT', key_, 'seconds', string.format('%.6f', seconds)) end
+    end
+end
+return record(caller, flags)

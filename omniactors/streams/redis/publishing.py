@@ -1,0 +1,198 @@
+"""Publishing: what many tasks publish at the same time goes to Redis in one script call.
+
+There is no task of its own: whoever finds nobody at work carries out the next batch for all. If
+it is cancelled midway another one carries the same batch out again under the same number, which
+happens once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from omniactors.errors import BackendError, StreamFull
+from omniactors.streams.backend import Published
+from omniactors.streams.redis.keys import clean
+from omniactors.streams.redis.scripts import raw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omniactors.streams.redis.calls import Calls, Ticket
+    from omniactors.streams.settlement import Publication
+
+BATCH_COUNT = 256
+"""Publications in one script call: it holds up everybody else for about a millisecond."""
+
+BATCH_BYTES = 1 << 20
+
+
+class _Request:
+    """One publish call: its publications as the script takes them, and what became of them."""
+
+    def __init__(self, publications: Sequence[Publication]) -> None:
+        self.publications = publications
+        self.arguments = [publication_arguments(publication) for publication in publications]
+        self.size = sum(len(publication.body) for publication in publications)
+        self.ids: list[bytes] | None = None
+        self.error: BackendError | None = None
+        self.wake = trio.Event()
+        self.goes_alone = False
+        self.is_abandoned = False
+
+    @property
+    def is_done(self) -> bool:
+        return self.ids is not None or self.error is not None
+
+    def finish(self, ids: list[bytes]) -> None:
+        self.ids = ids
+        self.wake.set()
+
+    def fail(self, error: BackendError) -> None:
+        self.error = error
+        self.wake.set()
+
+    def answer(self) -> list[Published]:
+        """The fate of each; raises what the store refused with."""
+        if self.error is not None:
+            raise self.error
+        return [
+            Published(
+                task_id=publication.task_id, entry_id=found.decode().removeprefix("="), duplicate=found[:1] == b"="
+            )
+            for publication, found in zip(self.publications, self.ids or [], strict=True)
+        ]
+
+
+class _Batch:
+    """Requests that are carried out together, and the ticket with which they happen once."""
+
+    def __init__(self, requests: list[_Request], ticket: Ticket) -> None:
+        self.requests = requests
+        self.ticket = ticket
+
+    def heir(self) -> _Request | None:
+        """Somebody who still waits for it."""
+        return next((request for request in self.requests if not request.is_abandoned), None)
+
+
+class Publisher:
+    """Appends publications. `window` (seconds) is how long ids are remembered, `limit` bounds each stream."""
+
+    def __init__(self, calls: Calls, *, window: float, limit: int | None) -> None:
+        self._calls = calls
+        self._window = round(window * 1000)
+        self._limit = -1 if limit is None else limit
+        self._waiting: deque[_Request] = deque()
+        self._interrupted: _Batch | None = None
+        self._is_driven = False
+
+    async def publish(self, publications: Sequence[Publication]) -> list[Published]:
+        """Append all of them in one write; raises BackendError, StreamFull among them."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not publications:
+            return []
+        request = _Request(publications)
+        self._waiting.append(request)
+        try:
+            while not request.is_done:
+                if self._is_driven:
+                    await request.wake.wait()
+                    if not request.is_done:
+                        request.wake = trio.Event()
+                else:
+                    await self._drive()
+        finally:
+            self._forget(request)
+        return request.answer()
+
+    def _forget(self, request: _Request) -> None:
+        """Nobody waits for this one any more; what was sent of it may happen all the same."""
+        request.is_abandoned = True
+        if not request.is_done and request in self._waiting:
+            self._waiting.remove(request)
+        batch = self._interrupted
+        if batch is not None and batch.heir() is None:
+            self._interrupted = None
+            self._calls.retire(batch.ticket)
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        if self._is_driven:
+            return
+        heir = self._interrupted.heir() if self._interrupted is not None else None
+        if heir is not None:
+            heir.wake.set()
+        elif self._waiting:
+            self._waiting[0].wake.set()
+
+    def _gather(self) -> _Batch:
+        requests = [self._waiting.popleft()]
+        count, size = len(requests[0].arguments), requests[0].size
+        while self._waiting and not requests[0].goes_alone and not self._waiting[0].goes_alone:
+            if count >= BATCH_COUNT or size >= BATCH_BYTES:
+                break
+            request = self._waiting.popleft()
+            requests.append(request)
+            count += len(request.arguments)
+            size += request.size
+        return _Batch(requests, self._calls.open())
+
+    async def _drive(self) -> None:
+        """Carry out one batch."""
+        batch, self._interrupted = self._interrupted or self._gather(), None
+        sent = [argument for request in batch.requests for argument in request.arguments]
+        self._is_driven = True
+        try:
+            reply = await self._calls.numbered(batch.ticket, "publish", [self._limit, self._window, sent])
+        except BackendError as error:
+            self._calls.retire(batch.ticket)
+            for request in batch.requests:
+                request.fail(error)
+        except BaseException:
+            self._interrupted = batch
+            raise
+        else:
+            self._calls.retire(batch.ticket)
+            self._distribute(batch.requests, reply)
+        finally:
+            self._is_driven = False
+            self._wake_next()
+
+    def _distribute(self, requests: list[_Request], reply: list[Any]) -> None:
+        if reply[0] == b"full":
+            self._refuse(requests, StreamFull(reply[1].decode(), reply[2], self._limit))
+            return
+        start = 0
+        for request in requests:
+            count = len(request.arguments)
+            request.finish(reply[start : start + count])
+            start += count
+
+    def _refuse(self, requests: list[_Request], error: StreamFull) -> None:
+        """Nothing of the batch was written; whom the full stream does not concern finds out by going alone."""
+        if len(requests) == 1:
+            requests[0].fail(error)
+            return
+        for request in requests:
+            request.goes_alone = True
+        self._waiting.extendleft(reversed([request for request in requests if not request.is_abandoned]))
+
+
+def publication_arguments(publication: Publication) -> list[Any]:
+    """[topic, id to remember or "", body, time in ms when it is due or 0, delay in ms]."""
+    if not isinstance(publication.body, bytes):
+        raise BackendError(f"the body of an event must be bytes, not {type(publication.body).__name__}")
+    at, delay = publication.at, publication.delay
+    if not math.isfinite(delay) or not (at is None or math.isfinite(at)):
+        raise BackendError(f"delay and at must be finite numbers, not {delay!r} and {at!r}")
+    return [
+        clean(publication.topic),
+        clean(publication.task_id) if publication.dedupe else "",
+        raw(publication.body),
+        0 if at is None else max(round(at * 1000), 1),
+        0 if at is not None else max(round(delay * 1000), 0),
+    ]

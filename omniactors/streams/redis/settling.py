@@ -1,0 +1,147 @@
+"""Settling: settlements as the script reads them, and dead letters as they are written and read."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from omniactors.streams.backend import DeadLetter
+from omniactors.streams.redis.keys import STREAM, clean
+from omniactors.streams.redis.publishing import publication_arguments
+from omniactors.streams.redis.scripts import raw
+
+if TYPE_CHECKING:
+    from omniactors.streams.settlement import Dead, EntryKey, ResultRecord, Settlement
+
+_object = msgspec.json.Decoder(dict[str, Any])
+
+
+def settlement_arguments(settlement: Settlement, body: bytes | None) -> list[Any]:
+    """One settlement for the script; `body` is its entry's, needed for a dead letter."""
+    entry_id, seconds = settlement.key.entry_id, f"{settlement.seconds:.6f}"
+    if settlement.retry is not None:
+        after = max(round(settlement.retry.after * 1000), 0)
+        return [entry_id, "retry", after, settlement.retry.attempts, seconds]
+    result = _result_arguments(settlement.result, settlement.result_ttl)
+    publications = [publication_arguments(publication) for publication in settlement.publications]
+    if settlement.dead is None:
+        return [entry_id, "done", result, publications, seconds]
+    letter = encode_dead_letter(settlement.key, settlement.dead, body or b"", now=time.time())
+    return [entry_id, "dead", result, publications, raw(letter), seconds]
+
+
+def _result_arguments(record: ResultRecord | None, ttl: float) -> list[Any]:
+    """[task id, status, record as JSON, time to live in ms], or nothing."""
+    if record is None:
+        return []
+    if not record.processed_at:
+        record = msgspec.structs.replace(record, processed_at=time.time())
+    return [clean(record.task_id), record.status, raw(_to_json(record)), max(round(ttl * 1000), 0)]
+
+
+def _to_json(value: Any) -> bytes:  # noqa: ANN401 -- any of our structs
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_cleaned(msgspec.to_builtins(value)))
+
+
+def _cleaned(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(name): _cleaned(item) for name, item in value.items()}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def encode_dead_letter(key: EntryKey, dead: Dead, body: bytes, *, now: float) -> bytes:
+    """A dead letter's field `data`: OmniDaemon's fields first, then ours."""
+    text, encoding = _shown(body)
+    return msgspec.json.encode(
+        {
+            "topic": clean(key.topic),
+            "original_stream": f"{STREAM}{clean(key.topic)}",
+            "original_id": key.entry_id,
+            "failed_message": msgspec.Raw(body) if _is_object(body) else None,
+            "error": clean(dead.error.message),
+            "retry_count": max(dead.attempts - 1, 0),
+            "failed_at": now,
+            "reason": dead.reason,
+            "error_type": clean(dead.error.type),
+            "traceback": clean(dead.error.traceback),
+            "attempts": dead.attempts,
+            "body": text,
+            "body_encoding": encoding,
+        }
+    )
+
+
+class _WrittenLetter(msgspec.Struct):
+    """A dead letter as it may be found; OmniDaemon writes the first seven fields, the event not always an object."""
+
+    topic: str = ""
+    original_stream: str = ""
+    original_id: str = ""
+    failed_message: msgspec.Raw = msgspec.Raw(b"null")
+    error: str = ""
+    retry_count: int = 0
+    failed_at: float = 0.0
+    reason: str = "handler-error"
+    error_type: str = ""
+    traceback: str = ""
+    attempts: int | None = None
+    body: str | None = None
+    body_encoding: str = "utf-8"
+
+
+_written = msgspec.json.Decoder(_WrittenLetter, strict=False)
+
+
+def read_dead_letter(letter_id: str, fields: list[bytes], topic: str, agent: str) -> DeadLetter:
+    """A dead letter from its fields, whoever wrote it; what is missing is filled in."""
+    data = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"data", b"{}")
+    try:
+        found = _written.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = _WrittenLetter(error="the dead letter itself cannot be read", body=data.decode("utf-8", "replace"))
+    message = bytes(found.failed_message)
+    return DeadLetter(
+        id=letter_id,
+        topic=topic,
+        agent=agent,
+        original_stream=found.original_stream or f"{STREAM}{topic}",
+        original_id=found.original_id,
+        failed_message=_object.decode(message) if _is_object(message) else None,
+        error=found.error,
+        reason=found.reason,  # type: ignore[arg-type]  # as it was written, perhaps by a newer version
+        error_type=found.error_type,
+        traceback=found.traceback,
+        attempts=found.retry_count + 1 if found.attempts is None else found.attempts,
+        retry_count=found.retry_count,
+        failed_at=found.failed_at,
+        body=message.decode("utf-8", "replace") if found.body is None else found.body,
+        body_encoding=found.body_encoding,
+    )
+
+
+def body_of_letter(letter: DeadLetter) -> bytes:
+    """The event's bytes, to be published again."""
+    return base64.b64decode(letter.body) if letter.body_encoding == "base64" else letter.body.encode()
+
+
+def _shown(body: bytes) -> tuple[str, str]:
+    try:
+        return body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(body).decode(), "base64"
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        _object.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

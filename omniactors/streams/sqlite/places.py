@@ -1,0 +1,48 @@
+"""Places: what kind of file system a file is on. A network's is none for SQLite: its locks do not always hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+_NETWORK: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ncpfs", "ceph", "lustre", "beegfs", "gpfs", "fuse.sshfs"}
+    | {"fuse.glusterfs", "fuse.cephfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.davfs2", "davfs"}
+)
+"""As the kernel names them. Clusters' file systems are here too: nobody has proved ours right on one."""
+
+
+def file_system(path: Path) -> str | None:
+    """The kernel's name of the file system that `path` is on, or None where it cannot be told (only Linux tells)."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        real = os.path.realpath(path)
+    except OSError:
+        return None
+    best, kind = "", None
+    for line in lines:
+        mount, _, rest = line.partition(" - ")
+        fields = mount.split(" ")
+        if len(fields) < 5 or not rest:  # noqa: PLR2004 -- the mount point is the fifth
+            continue
+        point = _unescape(fields[4])
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, rest.split(" ", 1)[0]
+    return kind
+
+
+def network_warning(path: Path) -> str | None:
+    """What is wrong with the place, as a sentence, or None when nothing is known against it."""
+    kind = file_system(path)
+    if kind not in _NETWORK:
+        return None
+    return f"{path} is on a network file system ({kind}), where locks are not reliable: the file can be damaged"
+
+
+def _unescape(text: str) -> str:
+    """A path of the mount table: spaces and the like are octal there."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

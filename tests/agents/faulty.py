@@ -1,0 +1,72 @@
+"""A store that fails as it is told, before a call takes place or after it; all else is the real one in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from omniactors import Agent, BackendError, EventBus, open_supervisor
+from omniactors.actors.specs import ChildSpec
+from omniactors.agents.runtime import AgentRuntime
+from omniactors.operations.tasks import TaskOperations
+from omniactors.streams.sqlite.backend import SqliteBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from omniactors.streams.backend import Backend
+
+DOWN = BackendError("the store is down")
+UNKNOWN = BackendError("the answer was lost", outcome_known=False)
+
+
+class FaultyStore:
+    """`before[method]` and `after[method]` are the errors to raise next, around the real call; `calls` counts."""
+
+    def __init__(self) -> None:
+        self.real = SqliteBackend(None)
+        self.before: dict[str, list[BackendError]] = defaultdict(list)
+        self.after: dict[str, list[BackendError]] = defaultdict(list)
+        self.answers: dict[str, list[Callable[[Any], Any]]] = defaultdict(list)
+        """What to make of the next answers."""
+        self.calls: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        real = getattr(self.real, method)
+
+        async def call(*args: Any, **keywords: Any) -> Any:
+            self.calls[method].append(args)
+            if self.before[method]:
+                raise self.before[method].pop(0)
+            answer = await real(*args, **keywords)
+            if self.after[method]:
+                raise self.after[method].pop(0)
+            return self.answers[method].pop(0)(answer) if self.answers[method] else answer
+
+        return call
+
+
+class Scene:
+    """A runtime on a faulty store, as the system puts it together."""
+
+    def __init__(self, *agents: type[Agent]) -> None:
+        self.store = FaultyStore()
+        backend = cast("Backend", self.store)
+        self.bus = EventBus()
+        self.runtime = AgentRuntime(backend, self.bus, grace=5.0, result_ttl=60.0, entry_limit=1 << 20)
+        self.tasks = TaskOperations(backend, self.bus, entry_limit=1 << 20)
+        for agent in agents:
+            self.runtime.add(agent, (), {})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run it for the block; a test that hangs fails after ten seconds."""
+        with trio.fail_after(10):
+            async with open_supervisor(
+                ChildSpec(self.bus.run, id="bus"), self.runtime.tree(), emit=self.runtime.notice
+            ):
+                yield
+            await self.store.real.close()

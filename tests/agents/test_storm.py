@@ -1,0 +1,135 @@
+"""Everything at once: shared topics, retries, delays, pauses, keys and limits; and every event must end."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from omniactors import Agent, EventEnvelope, OmniActors, RetryAfter, Settings
+from omniactors.settings import MemoryUrl, RedisUrl
+from tests.agents.support import QUICK, eventually
+from tests.redis_server import fresh_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.redis_server import RedisServer
+
+TOPICS = 4
+EVENTS = 240
+
+
+@pytest.fixture(params=["memory", "redis"])
+def new_system(request: pytest.FixtureRequest) -> Callable[[], OmniActors]:
+    """Makes systems on one store, as so many processes would have them; in memory there is only one."""
+    if request.param == "memory":
+        return lambda: OmniActors(settings=Settings(backend=MemoryUrl(), grace=5.0))
+    server: RedisServer = request.getfixturevalue("redis_server")
+    url, prefix = RedisUrl(server.url, server.url), fresh_prefix()
+    return lambda: OmniActors(settings=Settings(backend=url, prefix=prefix, grace=5.0))
+
+
+class Busy(Agent, retry=QUICK):
+    """Takes some time, and asks for another try by chance."""
+
+    dice: random.Random
+    handled: dict[str, list[int]]
+
+    async def handle(self, event: EventEnvelope[int]) -> int:
+        chance = type(self).dice.random()
+        await trio.sleep(max(0.0, 0.004 * (chance - 0.5)))
+        if chance > 0.9 and event.delivery_attempts == 1 and self.may_fail:
+            raise RetryAfter(0.03 * type(self).dice.random())
+        type(self).handled[self._subscription.name].append(event.payload.content)
+        return event.payload.content
+
+    may_fail = True
+
+
+class BusyInOrder(Busy):
+    """The same, but for events whose order counts: a retry would lose it."""
+
+    may_fail = False
+
+
+def add_agents(omni: OmniActors) -> dict[str, list[str]]:
+    """Five agents, and the topics of each."""
+    topics = [f"t{number}" for number in range(TOPICS)]
+    agents: dict[str, tuple[type[Busy], list[str], dict[str, Any]]] = {
+        "all": (Busy, topics, {"concurrency": 3}),
+        "first": (Busy, topics[:1], {}),
+        "pair": (Busy, topics[:2], {"concurrency": 2}),
+        "limited": (Busy, topics[2:], {"concurrency": 4, "limit": 2}),
+        "ordered": (BusyInOrder, topics[1:3], {"concurrency": 4, "key": lambda event: event.payload.content % 5}),
+    }
+    for name, (cls, own, options) in agents.items():
+        omni.add(cls, name=name, topics=own, **options)
+    return {name: own for name, (_, own, _) in agents.items()}
+
+
+async def disturb(omni: OmniActors, agents: list[str], dice: random.Random) -> None:
+    """Pause and resume agents until cancelled."""
+    while True:
+        agent = dice.choice(agents)
+        await omni.agents.pause(agent)
+        await trio.sleep(0.03 * dice.random())
+        await omni.agents.resume(agent)
+        await trio.sleep(0.05 * dice.random())
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_event_reaches_each_of_its_agents(new_system: Callable[[], OmniActors], seed: int) -> None:
+    dice = random.Random(seed)
+    Busy.dice, Busy.handled = dice, defaultdict(list)
+    omni = new_system()
+    agents = add_agents(omni)
+    published: dict[str, list[int]] = defaultdict(list)
+    with trio.fail_after(40):
+        async with omni, trio.open_nursery() as nursery:
+            nursery.start_soon(disturb, omni, list(agents), dice)
+            for number in range(EVENTS):
+                topic = f"t{dice.randrange(TOPICS)}"
+                published[topic].append(number)
+                await omni.publish(topic, number, delay=0.05 if number % 7 == 0 else None)
+                if dice.random() < 0.1:
+                    await trio.sleep(0.02 * dice.random())
+            nursery.cancel_scope.cancel()
+        for agent in agents:
+            await omni.agents.resume(agent)
+        async with omni:
+
+            async def are_done() -> bool:
+                return all(not stream.length and not stream.scheduled for stream in await omni.streams.list())
+
+            await eventually(are_done)
+        await omni.shutdown()
+    for agent, topics in agents.items():
+        assert sorted(Busy.handled[agent]) == sorted(number for topic in topics for number in published[topic])
+
+
+async def test_two_runtimes_keep_the_order_of_each_key(redis_server: RedisServer) -> None:
+    url, prefix = RedisUrl(redis_server.url, redis_server.url), fresh_prefix()
+    Busy.dice, Busy.handled = random.Random(1), defaultdict(list)
+    systems = [OmniActors(settings=Settings(backend=url, prefix=prefix, grace=5.0)) for _ in range(2)]
+    for omni in systems:
+        omni.add(BusyInOrder, name="ordered", topic="t", concurrency=4, key=lambda event: event.payload.content % 7)
+    with trio.fail_after(30):
+        async with systems[0], systems[1]:
+            for start in range(0, EVENTS, 12):
+                await systems[0].publish_batch([("t", number) for number in range(start, start + 12)])
+                await trio.sleep(0.005)
+
+            async def are_done() -> bool:
+                return all(not stream.length for stream in await systems[0].streams.list())
+
+            await eventually(are_done)
+        for omni in systems:
+            await omni.shutdown()
+    for key in range(7):
+        own = [number for number in Busy.handled["ordered"] if number % 7 == key]
+        assert own == sorted(own)
+    assert sorted(Busy.handled["ordered"]) == list(range(EVENTS))

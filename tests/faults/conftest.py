@@ -1,0 +1,37 @@
+"""A redis-server that a test may kill, and a scene on it."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.scene import open_scene
+from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.faults.scene import Scene
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of this test alone; what it acknowledged survives its kill."""
+    with RedisServer(tmp_path / "redis", appendonly="always") as server:
+        yield server
+
+
+@pytest.fixture
+def scene(tmp_path: Path, server: RedisServer) -> Iterator[Scene]:
+    """Programs on that server."""
+    with open_scene(tmp_path / "scene", server.url) as scene:
+        yield scene
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """The same for a test in every run."""
+    return random.Random(request.node.nodeid)

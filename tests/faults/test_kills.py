@@ -1,0 +1,133 @@
+"""kill -9 and SIGSTOP of Redis, of workers and of publishers, at random moments under load."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+import trio
+
+from tests.faults.scene import SLOW, open_scene, works_again
+from tests.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+    from tests.faults.checker import Report
+    from tests.faults.scene import Program, Scene
+
+ROUNDS = 12 if SLOW else 2
+
+TASKS_A_ROUND = 300 if SLOW else 100
+
+
+def start_load(scene: Scene, name: str) -> Program:
+    """A publisher that keeps a worker busy."""
+    return scene.publisher(name, pause=0.002, task={"seconds": 0.003})
+
+
+async def finish(scene: Scene, *publishers: Program) -> Report:
+    """Let the publishers end, have everything worked off, and check."""
+    for publisher in publishers:
+        await scene.stop(publisher)
+    report = await scene.settled()
+    print(report.summary())  # noqa: T201 -- the numbers are what a long run is for
+    report.verify()
+    return report
+
+
+async def restart(server: RedisServer, scene: Scene) -> None:
+    with scene.fault("store down", echo=scene.lease):
+        server.kill()
+        await trio.to_thread.run_sync(server.start)
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+async def test_kill_9_of_redis(fsync: Literal["always", "everysec"], tmp_path: Path, chance: random.Random) -> None:
+    with (
+        RedisServer(tmp_path / "redis", appendonly=fsync) as server,
+        open_scene(tmp_path / "scene", server.url) as scene,
+    ):
+        workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
+        publishers = [start_load(scene, f"p{number}") for number in range(2)]
+        await scene.up(*workers, *publishers)
+        for _ in range(ROUNDS):
+            await scene.handled_more(TASKS_A_ROUND)
+            await trio.sleep(chance.uniform(0, 0.1))
+            await restart(server, scene)
+        await scene.handled_more(TASKS_A_ROUND)
+        report = await finish(scene, *publishers)
+        assert len(report.acknowledged) >= ROUNDS * TASKS_A_ROUND // 2
+        for worker in workers:
+            await scene.stop(worker)
+
+
+async def test_kill_9_of_workers_and_publishers(scene: Scene, chance: random.Random) -> None:
+    workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
+    publisher = start_load(scene, "p")
+    await scene.up(*workers, publisher)
+    for number in range(ROUNDS):
+        victim = workers.pop(0)
+        workers.append(scene.worker(f"w{number + 2}", is_chained=True))
+        await scene.handled_more(TASKS_A_ROUND)
+        await trio.sleep(chance.uniform(0, 0.1))
+        scene.kill(victim)
+        scene.kill(publisher)
+        publisher = start_load(scene, f"p{number}")
+        await scene.up(publisher, *workers)
+    await scene.handled_more(TASKS_A_ROUND)
+    report = await finish(scene, publisher)
+    assert len(report.acknowledged) >= ROUNDS * TASKS_A_ROUND // 2
+
+
+async def test_kill_9_of_redis_and_of_workers(server: RedisServer, scene: Scene, chance: random.Random) -> None:
+    workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
+    publisher = start_load(scene, "p")
+    await scene.up(*workers, publisher)
+    for number in range(ROUNDS):
+        victim = workers.pop(0)
+        await scene.handled_more(TASKS_A_ROUND)
+        await trio.sleep(chance.uniform(0, 0.05))
+        scene.kill(victim)
+        await trio.sleep(chance.uniform(0, 0.1))
+        await restart(server, scene)
+        workers.append(scene.worker(f"w{number + 2}", is_chained=True))
+    await scene.up(*workers)
+    await scene.handled_more(TASKS_A_ROUND)
+    await finish(scene, publisher)
+
+
+async def test_a_worker_that_sleeps_past_its_lease(scene: Scene, chance: random.Random) -> None:
+    workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
+    publisher = start_load(scene, "p")
+    await scene.up(*workers, publisher)
+    for number in range(ROUNDS):
+        await scene.handled_more(TASKS_A_ROUND)
+        await trio.sleep(chance.uniform(0, 0.05))
+        sleeper = workers[number % 2]
+        with scene.fault("suspend", sleeper, echo=1.0):
+            sleeper.process.send_signal(signal.SIGSTOP)
+            await trio.sleep(scene.lease * 1.5)
+            # What the sleeper had in hand has moved on by now.
+            await scene.handled_more(1)
+            sleeper.process.send_signal(signal.SIGCONT)
+            await works_again(scene, sleeper.name)
+    await finish(scene, publisher)
+
+
+async def test_redis_that_stops_answering_for_longer_than_the_lease(server: RedisServer, scene: Scene) -> None:
+    workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
+    publisher = start_load(scene, "p")
+    await scene.up(*workers, publisher)
+    for _ in range(ROUNDS):
+        await scene.handled_more(TASKS_A_ROUND)
+        with scene.fault("store down", echo=1.0):
+            server.pause()
+            try:
+                await trio.sleep(scene.lease * 1.5)
+            finally:
+                server.resume()
+        await scene.handled_more(TASKS_A_ROUND)
+    await finish(scene, publisher)

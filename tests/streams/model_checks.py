@@ -1,0 +1,179 @@
+"""The checks: whether all that can be seen of a store is what the model says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from omniactors.streams.backend import GroupInfo, StreamInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omniactors.streams.backend import Backend, DeadLetter
+    from tests.streams.model import Model
+    from tests.streams.model_state import Letter
+    from tests.streams.model_subject import Subject
+
+TOLERANCE = 10.0
+"""Seconds by which times may differ: a store with a clock of its own is asked some time after the model."""
+
+
+def order_of(entry_id: str) -> tuple[int, ...]:
+    """What ids are ordered by."""
+    return tuple(map(int, entry_id.split("-")))
+
+
+class Checks:
+    """Compares, and knows which of the store's ids is which of the model's numbers."""
+
+    def __init__(self, model: Model, subject: Subject) -> None:
+        self._model = model
+        self._subject = subject
+        self._entry_ids: dict[int, str] = {}
+        self._letter_ids: dict[int, str] = {}
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def learn(self, serial: int, entry_id: str) -> None:
+        """The id of an entry: always the same, no other's, and in the order of the stream."""
+        assert self._entry_ids.setdefault(serial, entry_id) == entry_id
+        item = self._model.items[serial]
+        others = {
+            number: known
+            for number, known in self._entry_ids.items()
+            if number != serial and self._model.items[number].topic == item.topic
+        }
+        for number, known in others.items():
+            assert (order_of(known) < order_of(entry_id)) == (number < serial), (known, entry_id)
+
+    def letter_id(self, number: int) -> str:
+        """The id of a dead letter that was seen."""
+        return self._letter_ids.get(number, "1-1")
+
+    def task_of(self, serial: int) -> str:
+        """The task id of an entry."""
+        return self._model.items[serial].task_id
+
+    def ordering_key(self, serial: int) -> str:
+        """The ordering key of an entry: one of two."""
+        return "odd" if int(self._model.items[serial].body[5:-1]) % 2 else "even"
+
+    # -- looking at everything ------------------------------------------------------------------
+
+    async def check(self, backend: Backend) -> None:
+        """Everything is as in the model."""
+        await self._check_streams(backend)
+        await self._check_letters(backend)
+        await self._check_results(backend)
+        await self._check_metrics(backend)
+        assert await backend.paused() == self._model.paused
+        assert {runtime.consumer for runtime in await backend.runtimes()} == self._model.consumers
+
+    async def check_soon(self, backend: Backend, patience: float) -> None:
+        """Everything is as in the model, or will be within so many seconds: another consumer brings it about."""
+        deadline = trio.current_time() + patience
+        while True:
+            try:
+                await self._check_streams(backend)
+            except AssertionError:
+                if trio.current_time() > deadline:
+                    raise
+                await trio.sleep(0.01)
+            else:
+                return
+
+    async def _check_streams(self, backend: Backend) -> None:
+        observed = await backend.streams()
+        expected = [self._info(topic) for topic in self._model.topics()]
+        if self._subject.is_lazy and len(observed) == len(expected):
+            observed = [self._forgive(*pair) for pair in zip(observed, expected, strict=True)]
+        assert observed == expected
+
+    def _info(self, topic: str) -> StreamInfo:
+        return StreamInfo(
+            topic=topic,
+            length=len(self._model.streams[topic]),
+            groups=[
+                GroupInfo(agent=agent, waiting=waiting, pending=pending, delayed=delayed, dead=dead)
+                for agent, waiting, pending, delayed, dead in self._model.numbers(topic, self._subject.now())
+            ],
+            scheduled=self._model.scheduled_for(topic),
+        )
+
+    def _forgive(self, observed: StreamInfo, expected: StreamInfo) -> StreamInfo:
+        """What was replayed for one group may count at the others, and so keep its place, until they fetch."""
+        replayed = sum(item.only is not None and item.topic == observed.topic for item in self._model.items.values())
+
+        def near(number: int, wanted: int) -> int:
+            return wanted if wanted <= number <= wanted + replayed else number
+
+        groups = [
+            msgspec.structs.replace(group, waiting=near(group.waiting, own.waiting))
+            for group, own in zip(observed.groups, expected.groups, strict=False)
+        ]
+        return msgspec.structs.replace(observed, length=near(observed.length, expected.length), groups=groups)
+
+    async def _check_letters(self, backend: Backend) -> None:
+        for topic in self._model.topics():
+            expected = [letter for letter in self._model.letters if letter.topic == topic][::-1]
+            self.compare_letters(await backend.dead_letters(topic, limit=1000), expected)
+
+    def compare_letters(self, observed: Sequence[DeadLetter], expected: Sequence[Letter]) -> None:
+        """They are the same, newest first; the order of those that one call buried for several agents is open."""
+        assert len(observed) == len(expected)
+        by_agent = sorted(observed, key=lambda letter: letter.agent)
+        for letter, own in zip(by_agent, sorted(expected, key=lambda own: own.agent), strict=True):
+            self._compare_letter(letter, own)
+        times = [self._letter_of(letter, expected).failed_at for letter in observed]
+        assert times == sorted(times, reverse=True)
+
+    def _letter_of(self, letter: DeadLetter, expected: Sequence[Letter]) -> Letter:
+        (own,) = [own for own in expected if self._letter_ids[own.number] == letter.id and own.agent == letter.agent]
+        return own
+
+    def _compare_letter(self, letter: DeadLetter, own: Letter) -> None:
+        assert self._letter_ids.setdefault(own.number, letter.id) == letter.id
+        body = own.item.body.decode()
+        assert (letter.topic, letter.agent, letter.body, letter.body_encoding) == (own.topic, own.agent, body, "utf-8")
+        assert letter.failed_message == {"n": int(body[5:-1])}
+        assert letter.original_id == self._entry_ids[own.item.serial]
+        error = own.dead.error
+        assert (letter.reason, letter.error_type) == (own.dead.reason, error.type)
+        assert (letter.error, letter.traceback) == (error.message, error.traceback)
+        assert (letter.attempts, letter.retry_count) == (own.dead.attempts, max(own.dead.attempts - 1, 0))
+        if self._subject.has_clock:
+            assert abs(letter.failed_at - own.failed_at) < TOLERANCE
+
+    async def _check_results(self, backend: Backend) -> None:
+        for task_id in list(self._model.results):
+            expected = self._model.unexpired(task_id, self._subject.now())
+            observed = await backend.get_results(task_id)
+            by_agent = sorted(observed, key=lambda record: record.agent)
+            own = sorted((one.record for one in expected), key=lambda record: record.agent)
+            assert [(one.agent, one.status, one.result) for one in by_agent] == [
+                (one.agent, one.status, one.result) for one in own
+            ]
+            times = {one.record.agent: one.stored_at for one in expected}
+            assert [times[one.agent] for one in observed] == sorted(times.values())
+
+    async def _check_metrics(self, backend: Backend) -> None:
+        observed = {
+            (one.topic, one.agent): (one.completed, one.retried, one.dead, round(one.seconds, 3))
+            for one in await backend.metrics()
+            if one.completed or one.retried or one.dead
+        }
+        assert observed == {
+            group: (one.completed, one.retried, one.dead, round(one.seconds, 3))
+            for group, one in self._model.counts.items()
+        }
+
+    @staticmethod
+    def compare_due(observed: float | None, expected: float | None) -> None:
+        """The time until something is due."""
+        if observed is None or expected is None:
+            assert observed == expected
+        else:
+            assert abs(observed - expected) < TOLERANCE

@@ -1,0 +1,28 @@
+"""Any script of operations, crashes and clock steps goes in SQLite as in the model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+
+from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, examples, play
+from tests.streams.model_sqlite import FileSubject, MemorySubject
+
+if TYPE_CHECKING:
+    from tests.streams.model_steps import AnyStep
+
+
+@examples(150)
+@given(SCRIPTS, LIMITS)
+def test_memory_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
+    play(MemorySubject(dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)
+
+
+@examples(100)
+@given(SCRIPTS, LIMITS)
+def test_a_file_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        play(FileSubject(Path(folder) / "omni.db", dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)

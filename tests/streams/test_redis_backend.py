@@ -1,0 +1,379 @@
+"""What is Redis' own: leases and their loss, lost replies, flushes, other programs on the same streams."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import redis
+import trio
+
+from omniactors.errors import BackendError
+from omniactors.streams.backend import Want
+from omniactors.streams.redis.backend import RedisBackend
+from tests.redis_server import RedisServer, fresh_prefix
+from tests.streams.contract_kit import (
+    AGENT,
+    LIMIT,
+    TOPIC,
+    done,
+    event,
+    eventually,
+    fetch,
+    fetch_ordered,
+    group,
+    length,
+    next_fetch,
+    numbered,
+    numbers,
+    record,
+    serving,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+LEASE = 0.6
+STREAM = f"omni-stream:{TOPIC}"
+GROUP = f"group:{TOPIC}:{AGENT}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def raw(server: RedisServer) -> Iterator[redis.Redis]:
+    """Another program's connection."""
+    with redis.Redis.from_url(server.url, protocol=2) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def backend(server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisBackend]:
+    backend = RedisBackend(server.url, lease=LEASE)
+    with trio.fail_after(6 * LIMIT):
+        yield backend
+    await backend.close()
+
+
+@asynccontextmanager
+async def another(server: RedisServer) -> AsyncIterator[RedisBackend]:
+    backend = RedisBackend(server.url, lease=LEASE)
+    yield backend
+    await backend.close()
+
+
+def vanish(raw: redis.Redis, consumer: str) -> None:
+    """Let the lease of a consumer end as if its process had been killed, and never come back."""
+    raw.delete(f"omni-lease:{consumer}")
+
+
+class TestLease:
+    async def test_a_lease_lives_as_long_as_its_consumer(self, backend: RedisBackend, raw: redis.Redis) -> None:
+        async with serving(backend) as consumer:
+            for _ in range(4):
+                await trio.sleep(LEASE / 2)
+                assert raw.pttl(f"omni-lease:{consumer}") > 0
+        assert raw.keys("omni-lease:*") == []
+        assert raw.hlen("omni-consumers") == 0
+
+    async def test_the_work_of_a_killed_process_is_taken_over_within_the_lease(
+        self, server: RedisServer, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        """The killed one is a consumer that nobody renews."""
+        raw.hset(
+            "omni-consumers",
+            "ghost",
+            msgspec.json.encode({"consumer": "ghost", "pid": 1, "host": "h", "started_at": 1.0}),
+        )
+        raw.set("omni-lease:ghost", "1", px=round(LEASE * 1000))
+        await backend.publish(numbered(2500))
+        await backend.create_groups([(TOPIC, AGENT)])
+        taken = raw.xreadgroup(GROUP, "ghost", {STREAM: ">"}, count=2500)
+        assert len(taken[0][1]) == 2500  # type: ignore[index]
+        async with serving(backend):
+            found: list[int] = []
+            with trio.fail_after(LEASE + 1):
+                while len(found) < 2500:
+                    entries = (await next_fetch(backend, Want(TOPIC, AGENT, 1000))).entries
+                    found += numbers(entries)
+                    assert {(entry.attempts, entry.crashes) for entry in entries} == {(0, 1)}
+            assert found == list(range(2500))
+        assert raw.hexists("omni-consumers", "ghost") is False
+        assert {info["name"] for info in raw.xinfo_consumers(STREAM, GROUP)} == {b"omni:waiting"}
+
+    async def test_a_lost_lease_makes_a_new_consumer_and_late_settlements_void(
+        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await backend.publish(numbered(2))
+        async with serving(backend) as consumer:
+            held = await fetch(backend)
+            # Another one took everything over while this process was stopped.
+            raw.hdel("omni-consumers", consumer)
+            raw.xclaim(STREAM, GROUP, "omni:waiting", 0, [entry.key.entry_id for entry in held])
+            for entry in held:
+                ms, seq = entry.key.entry_id.split("-")
+                raw.zadd(f"omni-waiting:{GROUP}", {f"{ms:>014}-{seq:>010}": 0})
+            again = (await next_fetch(backend, Want(TOPIC, AGENT, 9))).entries
+            assert numbers(again) == [0, 1]
+            assert again[0].key.consumer != consumer
+            assert await backend.settle_many([done(entry) for entry in held]) == [False, False]
+            assert await backend.settle_many([done(entry) for entry in again]) == [True, True]
+            (runtime,) = await backend.runtimes()
+            assert runtime.consumer == again[0].key.consumer
+        assert "registered no more" in caplog.text
+
+    async def test_a_consumer_whose_loop_is_blocked_keeps_its_lease(
+        self, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        import time  # noqa: PLC0415 -- the one place where the loop is really blocked
+
+        async with serving(backend) as consumer:
+            time.sleep(3 * LEASE)  # noqa: ASYNC251 -- as above
+            assert raw.pttl(f"omni-lease:{consumer}") > 0
+
+
+class TestLostReplies:
+    async def test_what_a_lost_fetch_took_comes_with_the_next_one(
+        self, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        await backend.publish(numbered(3))
+        async with serving(backend) as consumer:
+            (held,) = await fetch(backend, 1)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(backend.fetch, [Want(TOPIC, AGENT, 9)])
+                    await eventually(lambda: _pending(raw, consumer, 3))
+                    scope.cancel()
+            entries = await fetch(backend)
+            assert numbers([held, *entries]) == [0, 1, 2] or numbers(entries) == []
+            assert await backend.settle_many([done(entry) for entry in [held, *entries]]) == [True] * (1 + len(entries))
+
+    async def test_connections_killed_again_and_again_lose_nothing(
+        self, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        published: list[str] = []
+        settled: list[int] = []
+
+        async def publish() -> None:
+            for number in range(300):
+                await backend.publish([event(f"t{number}", body=b'{"n":%d}' % number)])
+                published.append(f"t{number}")
+
+        async def work() -> None:
+            while len(settled) < 300:
+                try:
+                    fetched = await backend.fetch([Want(TOPIC, AGENT, 7)])
+                except BackendError:
+                    continue
+                if not fetched.entries:
+                    await backend.wait({TOPIC: fetched.position})
+                flags = await backend.settle_many([done(entry) for entry in fetched.entries])
+                settled.extend(number for number, flag in zip(numbers(fetched.entries), flags, strict=True) if flag)
+
+        async def cut() -> None:
+            while True:
+                await trio.sleep(0.15)
+                for client in raw.client_list():
+                    if client["cmd"] != "client|list":
+                        raw.client_kill_filter(_id=client["id"])
+
+        async with serving(backend), trio.open_nursery() as nursery:
+            nursery.start_soon(cut)
+            async with trio.open_nursery() as users:
+                users.start_soon(publish)
+                users.start_soon(work)
+            nursery.cancel_scope.cancel()
+        assert sorted(settled) == list(range(300))
+        assert await length(backend) == 0
+
+    async def test_scripts_may_be_flushed(self, backend: RedisBackend, raw: redis.Redis) -> None:
+        async with serving(backend):
+            for number in range(3):
+                raw.script_flush()
+                await backend.publish([event(str(number))])
+                assert len(await fetch(backend)) == 1
+
+
+async def _pending(raw: redis.Redis, consumer: str, count: int) -> bool:
+    return len(raw.xpending_range(STREAM, GROUP, "-", "+", 100, consumername=consumer)) >= count  # type: ignore[arg-type]
+
+
+class TestFlush:
+    async def test_all_goes_on_after_a_flush(
+        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from omniactors.streams.backend import AgentRecord  # noqa: PLC0415
+
+        async with serving(backend):
+            await backend.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
+            await backend.publish(numbered(2))
+            (held, _) = await fetch(backend)
+            raw.flushall()
+            assert await backend.settle_many([done(held, result=record("t0"))]) == [False]
+            await backend.publish(numbered(3))
+            entries = (await next_fetch(backend, Want(TOPIC, AGENT, 9))).entries
+            assert numbers(entries) == [0, 1, 2]
+            assert await backend.settle_many([done(entry) for entry in entries]) == [True] * 3
+            assert [agent.name for agent in await backend.list_agents()] == [AGENT]
+            await eventually(lambda: _has_lease(raw))
+        assert "registered no more" in caplog.text
+        assert "made anew" in caplog.text
+
+    async def test_a_destroyed_group_delivers_what_is_left(
+        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with serving(backend):
+            await backend.publish(numbered(3))
+            (held,) = await fetch(backend, 1)
+            raw.xgroup_destroy(STREAM, GROUP)
+            assert numbers(await fetch(backend)) == [0, 1, 2]
+            assert await backend.settle_many([done(held)]) == [True]
+        assert "made anew" in caplog.text
+
+
+async def _has_lease(raw: redis.Redis) -> bool:
+    return len(raw.keys("omni-lease:*")) == 1  # type: ignore[arg-type]
+
+
+class TestOtherPrograms:
+    async def test_what_others_trim_is_told(
+        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await backend.publish(numbered(4))
+        async with serving(backend):
+            held = await fetch(backend, 2)
+            await backend.release([entry.key for entry in held])
+            raw.xtrim(STREAM, maxlen=1, approximate=False)
+            assert numbers(await fetch(backend)) == [3]
+            assert (await group(backend)).pending == 1
+        assert "trimmed away" in caplog.text
+
+    async def test_entries_that_every_foreign_group_finished_are_trimmed(
+        self, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        await backend.create_groups([(TOPIC, AGENT), (TOPIC, "foreign")])
+        await backend.publish(numbered(5))
+        async with serving(backend):
+            for entry in await fetch(backend):
+                await backend.settle_many([done(entry)])
+            assert await length(backend) == 5
+            taken = raw.xreadgroup(f"group:{TOPIC}:foreign", "them", {STREAM: ">"}, count=4)
+            raw.xack(STREAM, f"group:{TOPIC}:foreign", *[entry[0] for entry in taken[0][1]])  # type: ignore[index]
+
+            async def is_trimmed() -> bool:
+                return await length(backend) == 1
+
+            await eventually(is_trimmed)
+
+    async def test_an_entry_without_data_reaches_the_agent_as_it_is(
+        self, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        raw.xadd(STREAM, {"what": "ever"})
+        async with serving(backend):
+            (entry,) = await fetch(backend)
+        assert msgspec.json.decode(entry.body) == {"what": "ever"}
+
+
+class TestWaiting:
+    async def test_thousands_of_bells_are_caught_up_with(self, backend: RedisBackend, raw: redis.Redis) -> None:
+        async with serving(backend):
+            fetched = await backend.fetch([Want(TOPIC, AGENT, 9), Want("else", AGENT, 9)])
+            for _ in range(3000):
+                raw.xadd("omni-ctl", {"t": "else"}, maxlen=1000)
+            changed = await backend.wait({TOPIC: fetched.position, "else": fetched.position})
+            assert "else" in changed
+
+    async def test_one_connection_listens_for_all_results(self, backend: RedisBackend, raw: redis.Redis) -> None:
+        found: dict[str, object] = {}
+
+        async def wait(task_id: str) -> None:
+            (result,) = await backend.wait_results(task_id, 0)
+            found[task_id] = result.result
+
+        async with serving(backend):
+            await backend.publish([event(str(number)) for number in range(50)])
+            entries = await fetch(backend)
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(wait, str(number))
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert len(raw.client_list()) <= 5
+                for number, entry in enumerate(entries):
+                    await backend.settle_many([done(entry, result=record(str(number), result=number))])
+        assert found == {str(number): number for number in range(50)}
+        assert raw.pubsub_channels() == []
+
+    async def test_a_wait_for_results_survives_its_connection(self, backend: RedisBackend, raw: redis.Redis) -> None:
+        async with serving(backend):
+            await backend.publish([event("a")])
+            (entry,) = await fetch(backend)
+            found = []
+
+            async def wait() -> None:
+                found.extend(await backend.wait_results("a", 0))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await eventually(lambda: _is_heard(raw))
+                for client in raw.client_list(_type="pubsub"):
+                    raw.client_kill_filter(_id=client["id"])
+                await backend.settle_many([done(entry, result=record("a", result=1))])
+        assert [result.result for result in found] == [1]
+
+
+async def _is_heard(raw: redis.Redis) -> bool:
+    return raw.pubsub_numpat() == 0 and bool(raw.pubsub_channels())
+
+
+class TestOrder:
+    async def test_keys_of_a_killed_consumer_go_on_in_order(
+        self, server: RedisServer, backend: RedisBackend, raw: redis.Redis
+    ) -> None:
+        await backend.publish(numbered(6))
+        async with another(server) as other:
+            async with serving(backend), trio.open_nursery() as nursery:
+                killed = await nursery.start(other.serve)
+                theirs = await fetch_ordered(other, 2)
+                assert await other.claim([(entry.key, "k") for entry in theirs]) == [True, True]
+                mine = await fetch_ordered(backend, 2)
+                assert await backend.claim([(entry.key, "k") for entry in mine]) == [False, False]
+                last = await fetch_ordered(backend, 2)
+                # Killed before our claim: what it held comes first, what we just fetched goes back behind it.
+                other._consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
+                vanish(raw, killed)
+                await eventually(lambda: _is_gone(raw, killed))
+                assert await backend.claim([(entry.key, "k") for entry in last]) == [False, False]
+                entries = (await next_fetch(backend, Want(TOPIC, AGENT, 9, is_ordered=True))).entries
+                assert numbers(entries) == [0, 1, 2, 3, 4, 5]
+                assert [entry.crashes for entry in entries] == [1, 1, 0, 0, 0, 0]
+                assert await backend.claim([(entry.key, "k") for entry in entries]) == [True] * 6
+                nursery.cancel_scope.cancel()
+
+
+async def _is_gone(raw: redis.Redis, consumer: str) -> bool:
+    return not raw.hexists("omni-consumers", consumer)
+
+
+async def test_a_prefix_stands_before_every_key(server: RedisServer, raw: redis.Redis, tmp_path: Path) -> None:
+    prefix = "{" + fresh_prefix() + "}:"
+    backend = RedisBackend(server.url, prefix=prefix, lease=LEASE)
+    async with serving(backend):
+        await backend.publish([event("a", dedupe=True), msgspec.structs.replace(event("b"), delay=9)])
+        (entry,) = await fetch_ordered(backend)
+        await backend.claim([(entry.key, "k")])
+        await backend.settle_many([done(entry, result=record("a"))])
+        await backend.pause("x")
+        await backend.save_config("k", 1)
+        names = raw.keys("*")
+        assert names
+        assert [name for name in names if not name.decode().startswith(prefix)] == []  # type: ignore[union-attr]
+    await backend.close()
