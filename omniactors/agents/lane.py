@@ -25,7 +25,7 @@ RATE_INTERVAL = 0.005
 """Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
 
 
-class Delivery(msgspec.Struct, frozen=True, eq=False):
+class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One event on its way to a handler; `ordering` is its key, as JSON, None when it has none."""
 
     key: EntryKey

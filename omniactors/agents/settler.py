@@ -48,7 +48,7 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 """Between two tries of a write that the store refused for now."""
 
 
-class Job(msgspec.Struct, frozen=True, eq=False):
+class Job(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One settlement, the lane whose room it frees, and its event (None when it could not be read).
 
     `error` is how the handler failed.

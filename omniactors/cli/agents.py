@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from omniactors.cli.exits import CommandError, ExitCode
+from omniactors.cli.listing import Listing
 from omniactors.cli.output import Format, FormatOption, notice, print_json, safe, stdout
 from omniactors.cli.session import with_system
 from omniactors.errors import AgentError
@@ -156,8 +156,7 @@ def _details(agent: _Listed) -> list[tuple[str, str]]:
 
 
 def _print_table(agents: Sequence[_Listed]) -> None:
-    table = Table("Topic", "Agent", "Callback", "Tools", "Description", box=None, header_style="dim", pad_edge=False)
+    listing = Listing("Topic", "Agent", "Callback", "Tools", "Description")
     for agent in agents:
-        cells = (agent.callback, ", ".join(agent.tools), agent.description)
-        table.add_row(Text(safe(agent.topic)), _name(agent), *(Text(safe(cell)) for cell in cells))
-    stdout().print(table)
+        listing.add(agent.topic, _name(agent), agent.callback, ", ".join(agent.tools), agent.description)
+    listing.print()

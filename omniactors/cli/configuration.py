@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from omniactors.cli.events import parse_content
 from omniactors.cli.exits import CommandError, ExitCode
-from omniactors.cli.output import Format, FormatOption, notice, one_line, print_json, print_pretty, safe, stdout
+from omniactors.cli.listing import Listing
+from omniactors.cli.output import (
+    Format,
+    FormatOption,
+    notice,
+    one_line,
+    print_json,
+    print_pretty,
+    safe,
+)
 from omniactors.cli.session import with_system
 
 if TYPE_CHECKING:
@@ -91,9 +99,9 @@ def list_values(output: FormatOption = Format.TEXT) -> None:
     if output is Format.JSON:
         print_json(values)
     elif values:
-        table = Table("Key", "Value", box=None, header_style="dim", pad_edge=False)
+        listing = Listing("Key", "Value")
         for key in sorted(values):
-            table.add_row(Text(safe(key), style="cyan"), Text(one_line(values[key])))
-        stdout().print(table)
+            listing.add(Text(safe(key), style="cyan"), one_line(values[key]))
+        listing.print()
     else:
         notice("There are no values. Keep one with: omniactors config set KEY VALUE")

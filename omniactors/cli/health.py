@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omniactors.cli.exits import ExitCode
+from omniactors.cli.listing import Listing
 from omniactors.cli.output import Format, FormatOption, counted, notice, print_json, safe, stdout
 from omniactors.cli.session import with_system
 
@@ -49,18 +50,13 @@ def doctor(output: FormatOption = Format.TEXT) -> None:
 
 
 def _print_counts(counts: dict[str, dict[str, AgentCounts]]) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("Topic")
-    table.add_column("Agent")
-    for heading in ("Received", "Processed", "Failed", "Retried", "Time", "Average"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    listing = Listing("Topic", "Agent", numbers=("Received", "Processed", "Failed", "Retried", "Time", "Average"))
     for topic, agents in counts.items():
-        head = Text(safe(topic), style="cyan")
         for agent, row in agents.items():
             failed = Text(f"{row['tasks_failed']:,}", style="bold red" if row["tasks_failed"] else "")
-            table.add_row(
-                head,
-                Text(safe(agent)),
+            listing.add(
+                Text(safe(topic), style="cyan"),
+                agent,
                 f"{row['tasks_received']:,}",
                 f"{row['tasks_processed']:,}",
                 failed,
@@ -68,8 +64,7 @@ def _print_counts(counts: dict[str, dict[str, AgentCounts]]) -> None:
                 _duration(row["total_processing_time"]),
                 _duration(row["avg_processing_time_sec"]),
             )
-            head = Text()
-    stdout().print(table)
+    listing.print()
 
 
 def _duration(seconds: float) -> str:

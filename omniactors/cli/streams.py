@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from omniactors.cli import letters
-from omniactors.cli.output import Format, FormatOption, notice, print_json, safe, stdout
+from omniactors.cli.listing import Listing
+from omniactors.cli.output import Format, FormatOption, notice, print_json, safe
 from omniactors.cli.session import with_system
 
 if TYPE_CHECKING:
@@ -41,20 +41,16 @@ def list_streams(output: FormatOption = Format.TEXT) -> None:
 
 
 def _print_streams(streams: Sequence[StreamInfo]) -> None:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("Topic")
-    for heading in ("Length", "Scheduled"):
-        table.add_column(heading, justify="right")
-    table.add_column("Agent")
-    for heading in ("Waiting", "Pending", "Delayed", "Dead"):
-        table.add_column(heading, justify="right")
+    listing = Listing(
+        "Topic", "Agent", numbers=("Length", "Scheduled", "Waiting", "Pending", "Delayed", "Dead"), shared=2
+    )
     for stream in streams:
-        head = [Text(safe(stream.topic), style="cyan"), Text(f"{stream.length:,}"), Text(f"{stream.scheduled:,}")]
+        topic = Text(safe(stream.topic), style="cyan")
+        stored = (f"{stream.length:,}", f"{stream.scheduled:,}")
         if not stream.groups:
-            table.add_row(*head, Text("-", style="dim"))
+            listing.add(topic, Text("-", style="dim"), *stored)
         for group_info in stream.groups:
             counts = (group_info.waiting, group_info.pending, group_info.delayed)
             dead = Text(f"{group_info.dead:,}", style="bold red" if group_info.dead else "")
-            table.add_row(*head, Text(safe(group_info.agent)), *(f"{count:,}" for count in counts), dead)
-            head = [Text(), Text(), Text()]
-    stdout().print(table)
+            listing.add(topic, group_info.agent, *stored, *(f"{count:,}" for count in counts), dead)
+    listing.print()

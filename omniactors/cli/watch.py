@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -97,6 +98,8 @@ def watch(
 ) -> None:
     """Show the live events of a running system; --format json writes one document a line."""
     settings = read_settings().with_gateway(listen=None, token=token)
+    # trio-websocket leaves the socket of a connection that the other side has closed to the garbage collector.
+    warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
     query = {"types": ",".join(types or [">"])} | ({"run": run} if run else {})
     asked = _Asked(urlencode(query), settings.token, output)
     if url is None:

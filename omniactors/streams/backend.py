@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class Want(msgspec.Struct, frozen=True):
+class Want(msgspec.Struct, frozen=True, gc=False):
     """Room for `credit` entries of one topic at one agent.
 
     With `limit` all consumers together never own more than so many entries of the group.
@@ -36,7 +36,7 @@ class Want(msgspec.Struct, frozen=True):
     is_ordered: bool = False
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One delivery: the body as it was written, and its history.
 
     `attempts` counts tries that ended with an outcome, before this one; `crashes` counts
@@ -66,7 +66,7 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     has_more: bool = False
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True):
+class Published(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The fate of one publication. `duplicate` is set when its id was known and nothing was appended.
 
     `entry_id` is empty for one that is delayed: it gets its id when it becomes visible.

@@ -90,7 +90,7 @@ def _check_ids(event: EventEnvelope[Any]) -> None:
             raise EnvelopeError(f"{name} must be a string or None, not {value!r}")
 
 
-class WireEvent(msgspec.Struct, Generic[Content], kw_only=True):
+class WireEvent(msgspec.Struct, Generic[Content], kw_only=True, gc=False):
     """An event as it stands in a stream. The field names and their order are fixed."""
 
     content: Content

@@ -33,6 +33,14 @@ class Moody(Agent, topic="moody", name="moody", retry=RetryPolicy(max_attempts=1
         return "fine"
 """
 
+SECOND = """
+from omniactors import Agent
+
+class Second(Agent, topic="echo", name="second"):
+    async def handle(self, event):
+        return None
+"""
+
 
 @pytest.fixture
 def store(tmp_path: Path, cli: Cli) -> Iterator[Cli]:
@@ -207,3 +215,20 @@ def test_a_narrow_terminal_cuts_no_finding(cli: Cli, tmp_path: Path, monkeypatch
     done = cli("doctor", OMNIACTORS_URL="sqlite:///file")
     assert all(len(line) <= 40 for line in done.stdout.splitlines())
     assert str(tmp_path) in "".join(part.strip() for part in done.stdout.splitlines())
+
+
+def test_a_narrow_terminal_has_one_fact_a_line(store: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "echo", "1", "--wait", "20")
+    monkeypatch.setattr("omniactors.cli.output.PIPE_WIDTH", 30)
+    lines = store("metrics").stdout.splitlines()
+    assert lines[:3] == ["echo", "  agent      echo", "  received   1"]
+    assert max(map(len, store("streams", "list").stdout.splitlines())) <= 30
+
+
+def test_agents_of_one_topic_are_listed_below_it(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(AGENTS)
+    (tmp_path / "more.py").write_text(SECOND)
+    with standing(tmp_path, "agents.py"), standing(tmp_path, "more.py"):
+        rows = [line.split() for line in cli("streams", "list").stdout.splitlines()]
+    head = ["Topic", "Agent", "Length", "Scheduled", "Waiting", "Pending", "Delayed", "Dead"]
+    assert rows == [head, ["echo", "echo", *"000000"], ["second", *"0000"], ["moody", "moody", *"000000"]]

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-Kind = Literal["invoke", "ok", "fail", "unknown", "start", "done", "commit", "late", "dead", "result"]
+Kind = Literal["invoke", "ok", "fail", "unknown", "start", "done", "commit", "late", "dead", "lapse", "result"]
 """A publisher's invoke, and how it ended: `ok` acknowledged, `fail` surely not published, `unknown`.
-A handler's start and done; what became of its settlement: `commit`, `late` or `dead`. A `result`
-that somebody read at the end."""
+A handler's start and done; what became of its settlement: `commit`, `late` or `dead`. A `lapse`: the
+process says that its lease has ended. A `result` that somebody read at the end."""
 
-FaultKind = Literal["kill", "suspend", "store down", "link", "flush", "regroup", "stop"]
+FaultKind = Literal["kill", "suspend", "store down", "link", "flush", "regroup", "lapse"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+LAPSE = 5.0
+"""Seconds after the end of its lease within which a process notices it."""
 
 FORGETTING = frozenset({"flush"})
 """Faults after which the store knows nothing of what it had acknowledged."""
@@ -130,6 +133,9 @@ def check(records: Iterable[Record], faults: Sequence[Fault] = ()) -> Report:
     A task that was never attempted counts as unexpected when a handler began it. A publish that has
     no end, since its process was killed, is unknown.
     """
+    records = list(records)
+    lapses = [Fault("lapse", it.at - LAPSE, it.at, it.process) for it in records if it.kind == "lapse"]
+    faults = [*faults, *lapses]
     by_kind: dict[Kind, dict[str, list[Record]]] = {kind: defaultdict(list) for kind in KINDS}
     for record in sorted(records, key=lambda record: record.at):
         by_kind[record.kind][record.id].append(record)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.scene import open_scene
+from tests.faults.scene import LEASE, LONG_LEASE, open_scene
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -26,8 +26,15 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def scene(tmp_path: Path, server: RedisServer) -> Iterator[Scene]:
-    """Programs on that server."""
-    with open_scene(tmp_path / "scene", server.url) as scene:
+    """Programs on that server, whose leases do not end while they live."""
+    with open_scene(tmp_path / "scene", server.url, lease=LONG_LEASE) as scene:
+        yield scene
+
+
+@pytest.fixture
+def brief(tmp_path: Path, server: RedisServer) -> Iterator[Scene]:
+    """As `scene`, with leases as short as can be: work is taken over soon."""
+    with open_scene(tmp_path / "scene", server.url, lease=LEASE) as scene:
         yield scene
 
 

@@ -132,9 +132,22 @@ def make_idler(number: int) -> type[Agent]:
     return Idler
 
 
+class Lapses(logging.Handler):
+    """Journals that the lease has ended, when the log says so."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "its lease ended" in record.getMessage():
+            self._journal.write("lapse", "")
+
+
 async def work(plan: WorkPlan) -> None:
     """Run the agents until SIGTERM, then stop in order; the journal tells what the bus says of each task."""
     journal = Journal(Path(plan.journal), plan.name)
+    logging.getLogger("omniactors.streams").addHandler(Lapses(journal))
     omni = OmniActors(plan.url)
     omni.add(make_worker(plan, journal))
     names: dict[str, str] = {}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SECRET = "hunter2-s3cr3t"
 
-PATIENCE = 15.0
+PATIENCE = 40.0
 """Seconds within which everybody has said what is wrong."""
 
 VISITS = 8
@@ -97,9 +97,9 @@ async def everybody(folder: Path, url: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("mute", r"(?i)does not answer|no answer|did not answer"),
-        ("http", r"(?i)not a? ?redis|no redis"),
-        ("old", r"5\.0\.14.*6\.2|6\.2.*5\.0\.14"),
+        pytest.param("mute", r"(?i)does not answer|no answer|did not answer", id="mute"),
+        pytest.param("http", r"(?i)not a? ?redis|no redis", id="http"),
+        pytest.param("old", r"too old.*6\.2", id="old"),
     ],
 )
 async def test_a_server_that_is_not_what_we_need(kind: str, says: str, tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def test_a_fault_explains_a_repetition_when_it_befell_the_first_owner_in_between
     assert (not check(history(*AGAIN), [fault]).unexplained) is is_explained
 
 
+def test_a_lease_that_ended_explains_a_repetition_of_what_its_process_had() -> None:
+    check(history(*AGAIN, ("lapse", "w1", ""))).verify()
+    with pytest.raises(AssertionError, match="repeated without cause"):
+        check(history(*AGAIN, ("lapse", "w2", ""))).verify()
+
+
 def test_what_was_settled_is_never_repeated_whatever_was_killed() -> None:
     facts: list[tuple[Kind, str, str]] = [*GOOD[:5], ("start", "w2", "a"), GOOD[5]]
     report = check(history(*facts), [Fault("kill", 3.0, 9.0, None)])

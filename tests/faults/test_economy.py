@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tests.faults.scene import SLOW, client, open_scene
+from tests.faults.scene import LONG_LEASE, SLOW, client, open_scene
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ async def overheard(server: RedisServer, seconds: float) -> list[str]:
 
 async def test_a_thousand_agents_have_four_connections_and_are_quiet(server: RedisServer, tmp_path: Path) -> None:
     own = len(connections(server))
-    with open_scene(tmp_path / "scene", server.url, lease=15) as scene:
+    with open_scene(tmp_path / "scene", server.url, lease=LONG_LEASE) as scene:
         worker = scene.worker("w", copies=AGENTS - 1)
         await scene.up(worker)
         async with client(scene.url) as omni:

@@ -150,39 +150,39 @@ async def test_a_cut_at_any_byte_of_connecting_and_publishing(
 
 
 async def test_cuts_while_the_lease_is_renewed_and_a_rival_waits_for_its_end(
-    server: RedisServer, scene: Scene, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, brief: Scene, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMNIACTORS_LEASE", f"{scene.lease:g}")
-    rival = scene.worker("rival", topic="cut", agent="counting")
+    monkeypatch.setenv("OMNIACTORS_LEASE", f"{brief.lease:g}")
+    rival = brief.worker("rival", topic="cut", agent="counting")
     async with bench(server) as it:
         # The rival comes when the task is at work here, so that it can get it only by its lease.
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(it.work, 4 * scene.lease)
+                nursery.start_soon(it.work, 4 * brief.lease)
                 while not it.starts:  # noqa: ASYNC110 -- an event of its own would say no more
                     await trio.sleep(0.005)
-                await scene.up(rival)
+                await brief.up(rival)
                 for _ in range(16):
-                    await trio.sleep(chance.uniform(0, 0.4 * scene.lease))
+                    await trio.sleep(chance.uniform(0, 0.4 * brief.lease))
                     it.proxy.cut_all(how=chance.choice(("reset", "close")))
-        assert scene.ids("start") == set()
+        assert brief.ids("start") == set()
 
 
-async def test_a_link_that_stalls_past_the_lease_and_comes_back(server: RedisServer, scene: Scene) -> None:
+async def test_a_link_that_stalls_past_the_lease_and_comes_back(server: RedisServer, brief: Scene) -> None:
     async with open_proxy(server.port) as proxy:
-        behind = scene.worker("behind", url=f"redis://127.0.0.1:{proxy.port}", is_chained=True)
-        beside = scene.worker("beside", is_chained=True)
-        publisher = start_load(scene, "p")
-        await scene.up(behind, beside, publisher)
+        behind = brief.worker("behind", url=f"redis://127.0.0.1:{proxy.port}", is_chained=True)
+        beside = brief.worker("beside", is_chained=True)
+        publisher = start_load(brief, "p")
+        await brief.up(behind, beside, publisher)
         for _ in range(5 if SLOW else 1):
-            await scene.handled_more(100)
-            with scene.fault("link", behind, echo=1.0):
+            await brief.handled_more(100)
+            with brief.fault("link", behind, echo=1.0):
                 proxy.change(Weather(flow="stall"))
-                await trio.sleep(1.5 * scene.lease)
-                await scene.handled_more(50)
+                await trio.sleep(1.5 * brief.lease)
+                await brief.handled_more(50)
                 proxy.change(Weather())
-                await works_again(scene, "behind")
-        await finish(scene, publisher)
+                await works_again(brief, "behind")
+        await finish(brief, publisher)
 
 
 async def test_a_link_that_swallows_what_is_sent(server: RedisServer, scene: Scene) -> None:

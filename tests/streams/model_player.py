@@ -99,12 +99,16 @@ class Player:
         await self._door.close()
         assert await self._subject.leftovers() == []
 
-    async def _take(self, step: steps.AnyStep) -> None:
+    async def _take(self, step: steps.AnyStep) -> None:  # noqa: C901, PLR0912 -- one case for each kind of step
         match step:
             case steps.Publish(pubs):
                 await self._publish(pubs)
             case steps.Create(groups):
                 await self._create(groups)
+            case steps.Wait():
+                for consumer in self._consumers.values():
+                    if not consumer.is_crashed:
+                        await self._wait(consumer)
             case steps.Step(ticks):
                 await self._step(ticks)
             case steps.List(dead, limit):
@@ -139,8 +143,9 @@ class Player:
                 consumer.is_crashed = self._subject.is_shared
             case _ if consumer.is_crashed:
                 pass
-            case steps.Fetch(_, asks):
+            case steps.Fetch(_, asks, claims):
                 await self._fetch(consumer, asks)
+                await self._claim(consumer, claims)
             case steps.Claim(_, number):
                 await self._claim(consumer, number)
             case steps.Settle(_, picks):
@@ -151,8 +156,6 @@ class Player:
                 await self._release(consumer, places)
             case steps.Withdraw():
                 await self._withdraw(consumer)
-            case steps.Wait():
-                await self._wait(consumer)
 
     # -- consumers ------------------------------------------------------------------------------
 
@@ -348,7 +351,11 @@ class Player:
             claims = [(hold, self._checks.ordering_key(hold.serial)) for hold in holds[:number]]
             flags = self._model.claim(consumer.id, claims)
             keys = [(consumer.fetched[hold], key) for hold, key in claims]
+            if not keys:
+                continue
             assert await consumer.backend.claim(keys) == flags
+            if not all(flags):
+                await trio.sleep(self._subject.pause)
 
     async def _withdraw(self, consumer: Consumer) -> None:
         await self._claim(consumer, PLENTY)
@@ -491,8 +498,7 @@ class Player:
         await self._step(PLENTY)
         asks = tuple(steps.Ask(topic, agent, PLENTY) for topic in steps.TOPICS for agent in steps.AGENTS)
         for _ in range(2):  # what was replayed for one group alone is passed over by the others only now
-            await self._take(steps.Fetch(0, asks))
-            await self._take(steps.Claim(0, PLENTY))
+            await self._take(steps.Fetch(0, asks, PLENTY))
             left = len(self._in_hand(self._consumers[0]))
             await self._take(steps.Settle(0, tuple((number, steps.End()) for number in range(left))))
             await self._subject.breathe()

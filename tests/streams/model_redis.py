@@ -61,6 +61,7 @@ class RedisSubject:
     is_shared = True
     has_clock = False
     is_lazy = True
+    pause = 0.12
 
     def __init__(self, server: RedisServer, *, dedupe_window: float, stream_limit: int | None) -> None:
         self._server = server

@@ -55,7 +55,7 @@ class Focus:
         return WEIGHTS.get(kind, 1) + (8 if kind in self.common else 0)
 
 
-WEIGHTS = {"Publish": 15, "Fetch": 20, "Settle": 12, "Claim": 4, "Wait": 4, "Step": 3, "Release": 3, "Replay": 2}
+WEIGHTS = {"Publish": 15, "Fetch": 20, "Settle": 12, "Claim": 4, "Wait": 8, "Step": 3, "Release": 3, "Replay": 2}
 """How often kinds of steps come, beside all others."""
 
 LENGTHS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 25, 30, 30, *((40, 50, 60, 80) if IS_DEEP else ()))
@@ -136,10 +136,10 @@ def script_about(focus: Focus) -> st.SearchStrategy[list[steps.AnyStep]]:
     picks = st.tuples(PICKS, ends(focus))
     kinds: dict[str, st.SearchStrategy[steps.AnyStep]] = {
         "Publish": st.builds(steps.Publish, tuples(pubs(focus), 1, 6)),
-        "Fetch": st.builds(steps.Fetch, slots, tuples(asks, 1, len(focus.agents))),
+        "Fetch": st.builds(steps.Fetch, slots, tuples(asks, 1, len(focus.agents)), st.sampled_from([100, 100, 0, 1])),
         "Settle": st.builds(steps.Settle, slots, tuples(picks, 1, 4)),
         "Claim": st.builds(steps.Claim, slots, st.sampled_from([100, 1, 2])),
-        "Wait": st.builds(steps.Wait, slots),
+        "Wait": st.builds(steps.Wait),
         "Step": st.builds(steps.Step, st.integers(1, 3)),
         "Release": st.builds(steps.Release, slots, tuples(PICKS, 0, 3)),
         "Create": st.builds(steps.Create, tuples(st.tuples(topics, agents), 0, 2)),

@@ -25,6 +25,7 @@ class MemorySubject:
     is_shared = False
     has_clock = True
     is_lazy = False
+    pause = 0.0
 
     def __init__(self, *, dedupe_window: float, stream_limit: int | None) -> None:
         self._now = START

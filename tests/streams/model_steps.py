@@ -59,10 +59,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Consumer number `slot` fetches; it begins to serve when it does not."""
+    """Consumer number `slot` fetches, and claims at once as `Claim` does; it begins to serve when it does not."""
 
     slot: int
     asks: tuple[Ask, ...]
+    claims: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ class Withdraw:
 
 @dataclass(frozen=True)
 class Wait:
-    """If the model says that there is something to fetch again, the consumer is woken."""
-
-    slot: int
+    """Every consumer for which there is more to fetch than its last fetch found is woken."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ class Subject(Protocol):
     is_lazy: bool
     """Whether a group passes over what was replayed for another one only when it fetches."""
 
+    pause: float
+    """Seconds for which a group gives nothing after a claim that nobody could be granted."""
+
     def open(self) -> Backend:
         """Another backend over the store."""
         ...

@@ -17,7 +17,7 @@ from omniactors.streams.backend import Entry, Want
 from omniactors.streams.settlement import Publication, Settlement
 from omniactors.streams.sqlite.backend import SqliteBackend
 
-TOPIC, STOP, AGENT = "work", "stop", "worker"
+TOPIC, STOP, DONE, AGENT = "work", "stop", "done", "worker"
 
 
 def tell(*words: object) -> None:
@@ -56,6 +56,28 @@ async def settle(backend: SqliteBackend, entries: list[Entry]) -> None:
     for entry, flag in zip(entries, flags, strict=True):
         if flag:
             tell(msgspec.json.decode(entry.body))
+
+
+async def keep_order(backend: SqliteBackend, _: str) -> None:
+    """Settle all there is, in order per key (what is before the dash), and publish each to the topic `done`."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(backend.serve)
+        tell("serving")
+        queue: list[Entry] = []
+        while True:
+            fetched = await backend.fetch([Want(TOPIC, AGENT, 4, is_ordered=True)])
+            queue += fetched.entries
+            names = [str(msgspec.json.decode(entry.body)) for entry in queue]
+            flags = await backend.claim(
+                [(entry.key, name.split("-")[0]) for entry, name in zip(queue, names, strict=True)]
+            )
+            queue = [entry for entry, is_ours in zip(queue, flags, strict=True) if is_ours]
+            for entry in queue[:2]:
+                follow_up = event(msgspec.json.decode(entry.body), DONE)
+                await backend.settle_many([Settlement(key=entry.key, publications=(follow_up,))])
+            queue = queue[2:]
+            if not queue:
+                await backend.wait({TOPIC: fetched.position})
 
 
 async def hold(backend: SqliteBackend, _: str) -> None:
@@ -130,7 +152,7 @@ def fill(path: Path) -> None:
     trio.run(main)
 
 
-ROLES = {f.__name__: f for f in (publish, consume, hold, fork, keep_busy, forget)}
+ROLES = {f.__name__: f for f in (publish, consume, keep_order, hold, fork, keep_busy, forget)}
 
 
 def main(role: str, path: str, name: str = "") -> None:

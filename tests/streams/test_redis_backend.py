@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ import redis
 import trio
 
 from omniactors.errors import BackendError
-from omniactors.streams.backend import Want
+from omniactors.streams.backend import AgentRecord, Want
 from omniactors.streams.redis.backend import RedisBackend
 from tests.redis_server import RedisServer, fresh_prefix
 from tests.streams.contract_kit import (
@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def raw(server: RedisServer) -> Iterator[redis.Redis]:
+def raw(server: RedisServer) -> Iterator[Any]:
     """Another program's connection."""
     with redis.Redis.from_url(server.url, protocol=2) as client:
         client.flushall()
@@ -57,7 +57,7 @@ def raw(server: RedisServer) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-async def backend(server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisBackend]:
+async def backend(server: RedisServer, raw: Any) -> AsyncIterator[RedisBackend]:
     backend = RedisBackend(server.url, lease=LEASE)
     with trio.fail_after(6 * LIMIT):
         yield backend
@@ -71,13 +71,13 @@ async def another(server: RedisServer) -> AsyncIterator[RedisBackend]:
     await backend.close()
 
 
-def vanish(raw: redis.Redis, consumer: str) -> None:
+def vanish(raw: Any, consumer: str) -> None:
     """Let the lease of a consumer end as if its process had been killed, and never come back."""
     raw.delete(f"omni-lease:{consumer}")
 
 
 class TestLease:
-    async def test_a_lease_lives_as_long_as_its_consumer(self, backend: RedisBackend, raw: redis.Redis) -> None:
+    async def test_a_lease_lives_as_long_as_its_consumer(self, backend: RedisBackend, raw: Any) -> None:
         async with serving(backend) as consumer:
             for _ in range(4):
                 await trio.sleep(LEASE / 2)
@@ -86,7 +86,7 @@ class TestLease:
         assert raw.hlen("omni-consumers") == 0
 
     async def test_the_work_of_a_killed_process_is_taken_over_within_the_lease(
-        self, server: RedisServer, backend: RedisBackend, raw: redis.Redis
+        self, server: RedisServer, backend: RedisBackend, raw: Any
     ) -> None:
         """The killed one is a consumer that nobody renews."""
         raw.hset(
@@ -98,7 +98,7 @@ class TestLease:
         await backend.publish(numbered(2500))
         await backend.create_groups([(TOPIC, AGENT)])
         taken = raw.xreadgroup(GROUP, "ghost", {STREAM: ">"}, count=2500)
-        assert len(taken[0][1]) == 2500  # type: ignore[index]
+        assert len(taken[0][1]) == 2500
         async with serving(backend):
             found: list[int] = []
             with trio.fail_after(LEASE + 1):
@@ -111,7 +111,7 @@ class TestLease:
         assert {info["name"] for info in raw.xinfo_consumers(STREAM, GROUP)} == {b"omni:waiting"}
 
     async def test_a_lost_lease_makes_a_new_consumer_and_late_settlements_void(
-        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+        self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         await backend.publish(numbered(2))
         async with serving(backend) as consumer:
@@ -131,20 +131,14 @@ class TestLease:
             assert runtime.consumer == again[0].key.consumer
         assert "registered no more" in caplog.text
 
-    async def test_a_consumer_whose_loop_is_blocked_keeps_its_lease(
-        self, backend: RedisBackend, raw: redis.Redis
-    ) -> None:
-        import time  # noqa: PLC0415 -- the one place where the loop is really blocked
-
+    async def test_a_consumer_whose_loop_is_blocked_keeps_its_lease(self, backend: RedisBackend, raw: Any) -> None:
         async with serving(backend) as consumer:
             time.sleep(3 * LEASE)  # noqa: ASYNC251 -- as above
             assert raw.pttl(f"omni-lease:{consumer}") > 0
 
 
 class TestLostReplies:
-    async def test_what_a_lost_fetch_took_comes_with_the_next_one(
-        self, backend: RedisBackend, raw: redis.Redis
-    ) -> None:
+    async def test_what_a_lost_fetch_took_comes_with_the_next_one(self, backend: RedisBackend, raw: Any) -> None:
         await backend.publish(numbered(3))
         async with serving(backend) as consumer:
             (held,) = await fetch(backend, 1)
@@ -157,9 +151,7 @@ class TestLostReplies:
             assert numbers([held, *entries]) == [0, 1, 2] or numbers(entries) == []
             assert await backend.settle_many([done(entry) for entry in [held, *entries]]) == [True] * (1 + len(entries))
 
-    async def test_connections_killed_again_and_again_lose_nothing(
-        self, backend: RedisBackend, raw: redis.Redis
-    ) -> None:
+    async def test_connections_killed_again_and_again_lose_nothing(self, backend: RedisBackend, raw: Any) -> None:
         published: list[str] = []
         settled: list[int] = []
 
@@ -179,15 +171,8 @@ class TestLostReplies:
                 flags = await backend.settle_many([done(entry) for entry in fetched.entries])
                 settled.extend(number for number, flag in zip(numbers(fetched.entries), flags, strict=True) if flag)
 
-        async def cut() -> None:
-            while True:
-                await trio.sleep(0.15)
-                for client in raw.client_list():
-                    if client["cmd"] != "client|list":
-                        raw.client_kill_filter(_id=client["id"])
-
         async with serving(backend), trio.open_nursery() as nursery:
-            nursery.start_soon(cut)
+            nursery.start_soon(kill_connections, raw)
             async with trio.open_nursery() as users:
                 users.start_soon(publish)
                 users.start_soon(work)
@@ -195,7 +180,7 @@ class TestLostReplies:
         assert sorted(settled) == list(range(300))
         assert await length(backend) == 0
 
-    async def test_scripts_may_be_flushed(self, backend: RedisBackend, raw: redis.Redis) -> None:
+    async def test_scripts_may_be_flushed(self, backend: RedisBackend, raw: Any) -> None:
         async with serving(backend):
             for number in range(3):
                 raw.script_flush()
@@ -203,16 +188,21 @@ class TestLostReplies:
                 assert len(await fetch(backend)) == 1
 
 
-async def _pending(raw: redis.Redis, consumer: str, count: int) -> bool:
-    return len(raw.xpending_range(STREAM, GROUP, "-", "+", 100, consumername=consumer)) >= count  # type: ignore[arg-type]
+async def kill_connections(raw: Any) -> None:
+    """All but our own, again and again."""
+    while True:
+        await trio.sleep(0.15)
+        raw.client_kill_filter(skipme=True, _type="normal")
+
+
+async def _pending(raw: Any, consumer: str, count: int) -> bool:
+    return len(raw.xpending_range(STREAM, GROUP, "-", "+", 100, consumername=consumer)) >= count
 
 
 class TestFlush:
     async def test_all_goes_on_after_a_flush(
-        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+        self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from omniactors.streams.backend import AgentRecord  # noqa: PLC0415
-
         async with serving(backend):
             await backend.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
             await backend.publish(numbered(2))
@@ -229,7 +219,7 @@ class TestFlush:
         assert "made anew" in caplog.text
 
     async def test_a_destroyed_group_delivers_what_is_left(
-        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+        self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with serving(backend):
             await backend.publish(numbered(3))
@@ -240,13 +230,13 @@ class TestFlush:
         assert "made anew" in caplog.text
 
 
-async def _has_lease(raw: redis.Redis) -> bool:
-    return len(raw.keys("omni-lease:*")) == 1  # type: ignore[arg-type]
+async def _has_lease(raw: Any) -> bool:
+    return len(raw.keys("omni-lease:*")) == 1
 
 
 class TestOtherPrograms:
     async def test_what_others_trim_is_told(
-        self, backend: RedisBackend, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+        self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         await backend.publish(numbered(4))
         async with serving(backend):
@@ -257,9 +247,7 @@ class TestOtherPrograms:
             assert (await group(backend)).pending == 1
         assert "trimmed away" in caplog.text
 
-    async def test_entries_that_every_foreign_group_finished_are_trimmed(
-        self, backend: RedisBackend, raw: redis.Redis
-    ) -> None:
+    async def test_entries_that_every_foreign_group_finished_are_trimmed(self, backend: RedisBackend, raw: Any) -> None:
         await backend.create_groups([(TOPIC, AGENT), (TOPIC, "foreign")])
         await backend.publish(numbered(5))
         async with serving(backend):
@@ -267,16 +255,14 @@ class TestOtherPrograms:
                 await backend.settle_many([done(entry)])
             assert await length(backend) == 5
             taken = raw.xreadgroup(f"group:{TOPIC}:foreign", "them", {STREAM: ">"}, count=4)
-            raw.xack(STREAM, f"group:{TOPIC}:foreign", *[entry[0] for entry in taken[0][1]])  # type: ignore[index]
+            raw.xack(STREAM, f"group:{TOPIC}:foreign", *[entry[0] for entry in taken[0][1]])
 
             async def is_trimmed() -> bool:
                 return await length(backend) == 1
 
             await eventually(is_trimmed)
 
-    async def test_an_entry_without_data_reaches_the_agent_as_it_is(
-        self, backend: RedisBackend, raw: redis.Redis
-    ) -> None:
+    async def test_an_entry_without_data_reaches_the_agent_as_it_is(self, backend: RedisBackend, raw: Any) -> None:
         raw.xadd(STREAM, {"what": "ever"})
         async with serving(backend):
             (entry,) = await fetch(backend)
@@ -284,7 +270,7 @@ class TestOtherPrograms:
 
 
 class TestWaiting:
-    async def test_thousands_of_bells_are_caught_up_with(self, backend: RedisBackend, raw: redis.Redis) -> None:
+    async def test_thousands_of_bells_are_caught_up_with(self, backend: RedisBackend, raw: Any) -> None:
         async with serving(backend):
             fetched = await backend.fetch([Want(TOPIC, AGENT, 9), Want("else", AGENT, 9)])
             for _ in range(3000):
@@ -292,7 +278,7 @@ class TestWaiting:
             changed = await backend.wait({TOPIC: fetched.position, "else": fetched.position})
             assert "else" in changed
 
-    async def test_one_connection_listens_for_all_results(self, backend: RedisBackend, raw: redis.Redis) -> None:
+    async def test_one_connection_listens_for_all_results(self, backend: RedisBackend, raw: Any) -> None:
         found: dict[str, object] = {}
 
         async def wait(task_id: str) -> None:
@@ -312,7 +298,7 @@ class TestWaiting:
         assert found == {str(number): number for number in range(50)}
         assert raw.pubsub_channels() == []
 
-    async def test_a_wait_for_results_survives_its_connection(self, backend: RedisBackend, raw: redis.Redis) -> None:
+    async def test_a_wait_for_results_survives_its_connection(self, backend: RedisBackend, raw: Any) -> None:
         async with serving(backend):
             await backend.publish([event("a")])
             (entry,) = await fetch(backend)
@@ -330,40 +316,39 @@ class TestWaiting:
         assert [result.result for result in found] == [1]
 
 
-async def _is_heard(raw: redis.Redis) -> bool:
+async def _is_heard(raw: Any) -> bool:
     return raw.pubsub_numpat() == 0 and bool(raw.pubsub_channels())
 
 
 class TestOrder:
     async def test_keys_of_a_killed_consumer_go_on_in_order(
-        self, server: RedisServer, backend: RedisBackend, raw: redis.Redis
+        self, server: RedisServer, backend: RedisBackend, raw: Any
     ) -> None:
         await backend.publish(numbered(6))
-        async with another(server) as other:
-            async with serving(backend), trio.open_nursery() as nursery:
-                killed = await nursery.start(other.serve)
-                theirs = await fetch_ordered(other, 2)
-                assert await other.claim([(entry.key, "k") for entry in theirs]) == [True, True]
-                mine = await fetch_ordered(backend, 2)
-                assert await backend.claim([(entry.key, "k") for entry in mine]) == [False, False]
-                last = await fetch_ordered(backend, 2)
-                # Killed before our claim: what it held comes first, what we just fetched goes back behind it.
-                other._consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
-                vanish(raw, killed)
-                await eventually(lambda: _is_gone(raw, killed))
-                assert await backend.claim([(entry.key, "k") for entry in last]) == [False, False]
-                entries = (await next_fetch(backend, Want(TOPIC, AGENT, 9, is_ordered=True))).entries
-                assert numbers(entries) == [0, 1, 2, 3, 4, 5]
-                assert [entry.crashes for entry in entries] == [1, 1, 0, 0, 0, 0]
-                assert await backend.claim([(entry.key, "k") for entry in entries]) == [True] * 6
-                nursery.cancel_scope.cancel()
+        async with another(server) as other, serving(backend), trio.open_nursery() as nursery:
+            killed = await nursery.start(other.serve)
+            theirs = await fetch_ordered(other, 2)
+            assert await other.claim([(entry.key, "k") for entry in theirs]) == [True, True]
+            mine = await fetch_ordered(backend, 2)
+            assert await backend.claim([(entry.key, "k") for entry in mine]) == [False, False]
+            last = await fetch_ordered(backend, 2)
+            # Killed before our claim: what it held comes first, what we just fetched goes back behind it.
+            other._consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
+            vanish(raw, killed)
+            await eventually(lambda: _is_gone(raw, killed))
+            assert await backend.claim([(entry.key, "k") for entry in last]) == [False, False]
+            entries = (await next_fetch(backend, Want(TOPIC, AGENT, 9, is_ordered=True))).entries
+            assert numbers(entries) == [0, 1, 2, 3, 4, 5]
+            assert [entry.crashes for entry in entries] == [1, 1, 0, 0, 0, 0]
+            assert await backend.claim([(entry.key, "k") for entry in entries]) == [True] * 6
+            nursery.cancel_scope.cancel()
 
 
-async def _is_gone(raw: redis.Redis, consumer: str) -> bool:
+async def _is_gone(raw: Any, consumer: str) -> bool:
     return not raw.hexists("omni-consumers", consumer)
 
 
-async def test_a_prefix_stands_before_every_key(server: RedisServer, raw: redis.Redis, tmp_path: Path) -> None:
+async def test_a_prefix_stands_before_every_key(server: RedisServer, raw: Any, tmp_path: Path) -> None:
     prefix = "{" + fresh_prefix() + "}:"
     backend = RedisBackend(server.url, prefix=prefix, lease=LEASE)
     async with serving(backend):
@@ -375,5 +360,49 @@ async def test_a_prefix_stands_before_every_key(server: RedisServer, raw: redis.
         await backend.save_config("k", 1)
         names = raw.keys("*")
         assert names
-        assert [name for name in names if not name.decode().startswith(prefix)] == []  # type: ignore[union-attr]
+        assert [name for name in names if not name.decode().startswith(prefix)] == []
     await backend.close()
+
+
+class TestStrangers:
+    async def test_what_a_program_that_is_gone_held_is_taken_over_in_time(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        await backend.create_groups([(TOPIC, AGENT)])
+        await backend.publish(numbered(3))
+        taken = raw.xreadgroup(GROUP, "consumer:them-1", {STREAM: ">"}, count=2)
+        old, fresh = (entry[0] for entry in taken[0][1])
+        raw.xclaim(STREAM, GROUP, "consumer:them-1", 0, [old], idle=3_700_000, justid=True)
+        async with serving(backend):
+            found: dict[str, int] = {}
+            while len(found) < 2:
+                entries = (await next_fetch(backend, Want(TOPIC, AGENT, 9))).entries
+                found |= {entry.key.entry_id: entry.crashes for entry in entries}
+            assert found.pop(old.decode()) == 1
+            assert list(found.values()) == [0]
+            assert (
+                raw.xpending_range(STREAM, GROUP, "-", "+", 9, consumername="consumer:them-1")[0]["message_id"] == fresh
+            )
+
+    async def test_streams_that_only_strangers_read_are_trimmed_by_their_publishers(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        raw.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+        for number in range(300):
+            await backend.publish([event(str(number))])
+            taken = raw.xreadgroup(GROUP, "consumer:them-1", {STREAM: ">"})
+            raw.xack(STREAM, GROUP, taken[0][1][0][0])
+        assert raw.xlen(STREAM) < 100
+
+    async def test_a_missing_permission_is_told(self, server: RedisServer, raw: Any) -> None:
+        raw.acl_setuser(
+            "weak", enabled=True, passwords=["+s3cr3t"], keys=["*"], categories=["+@all"], commands=["-xpending"]
+        )
+        backend = RedisBackend(server.url.replace("redis://", "redis://weak:s3cr3t@"), lease=LEASE)
+        async with serving(backend):
+            await backend.publish(numbered(1))
+            with pytest.raises(BackendError) as caught:
+                await backend.settle_many([done(entry) for entry in await fetch(backend)])
+            assert "s3cr3t" not in str(caught.value)
+            raw.acl_setuser("weak", commands=["+xpending"])
+        await backend.close()

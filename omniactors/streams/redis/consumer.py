@@ -135,7 +135,7 @@ class Consumer:
     async def announce(self, gateway: str | None) -> None:
         """Record where our gateway listens."""
         self.gateway = gateway
-        await self.calls.command("HSET", self.keys.consumers, self.id, self._record(self.id))
+        await self.calls.script("announce", [self.id, raw(self._record(self.id))])
 
     # -- what is held ---------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ STALL: Final = 60.0
 
 _RENEW: Final = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+-- After a first write a script may go on writing when memory is full.
+redis.call('DEL', KEYS[2] .. ARGV[1])
 redis.call('SET', KEYS[2] .. ARGV[1], '1', 'PX', ARGV[2])
 return 1
 """

@@ -19,7 +19,7 @@ CHUNK = 64 * 1024
 
 
 class Wire:
-    """A plain stream socket. All methods raise OSError when the connection is broken."""
+    """A plain stream socket. Methods raise OSError when the connection is broken, waits ClosedResourceError too."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(0)
@@ -56,6 +56,7 @@ class Wire:
     async def flush(self) -> None:
         """Wait until what `write` kept has left. A cancelled flush is carried on by the next one."""
         while self._rest:
+            self._require_open()
             await trio.lowlevel.wait_writable(self._socket)
             try:
                 count = self._socket.send(self._rest)
@@ -65,6 +66,7 @@ class Wire:
 
     async def readable(self) -> None:
         """Wait until `read` has something to say."""
+        self._require_open()
         await trio.lowlevel.wait_readable(self._socket)
 
     def read(self) -> bytes | None:
@@ -83,6 +85,10 @@ class Wire:
     def abandon(self) -> None:
         """Close a socket of an event loop that is gone, or of another process."""
         self._socket.close()
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise trio.ClosedResourceError("this connection was closed")
 
 
 class TlsWire(Wire):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendError
 from omniactors.streams.sqlite.lock import FileLock
-from omniactors.streams.sqlite.places import network_warning
+from omniactors.streams.sqlite.places import file_system, network_warning
 from omniactors.streams.sqlite.schema import connect
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Database:
             self._data_version = -1 if replaced else _data_version(self._connection)
             if self._path is not None:
                 self._inode = self._path.stat().st_ino
-                if (warning := network_warning(self._path)) is not None:
+                if (warning := network_warning(self._path, file_system(self._path))) is not None:
                     _log.warning("%s", warning)
             self._on_open(self._connection)
         return self._connection

@@ -82,11 +82,11 @@ def _place(path: Path) -> Iterator[Finding]:
         )
     else:
         yield _ok("folder", f"the folder {folder} can be written")
-    warning = network_warning(path)
+    kind = file_system(path)
+    warning = network_warning(path, kind)
     if warning is not None:
         yield Finding(check="file system", status="warning", message=warning, advice="put it on a local disk")
     else:
-        kind = file_system(path)
         yield _ok("file system", f"the file system is {kind}" if kind else "the file system's kind cannot be told")
     yield from _disk_space(folder)
 
@@ -184,7 +184,7 @@ def _consumers(connection: sqlite3.Connection, is_alive: Callable[[str], bool]) 
     consumers = [record.consumer for record in operations.read_consumers(connection)]
     alive = sum(map(is_alive, consumers))
     if alive == len(consumers):
-        return _ok("consumers", f"{alive} consumers are at work")
+        return _ok("consumers", f"consumers at work: {alive}")
     return Finding(
         check="consumers",
         status="warning",

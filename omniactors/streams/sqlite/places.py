@@ -9,6 +9,9 @@ from typing import Final
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
+_POINT: Final = 4
+"""The field of its lines that is the mount point; the kind comes after a lone dash."""
+
 _NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ncpfs", "ceph", "lustre", "beegfs", "gpfs", "fuse.sshfs"}
     | {"fuse.glusterfs", "fuse.cephfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.davfs2", "davfs"}
@@ -19,25 +22,28 @@ _NETWORK: Final = frozenset(
 def file_system(path: Path) -> str | None:
     """The kernel's name of the file system that `path` is on, or None where it cannot be told (only Linux tells)."""
     try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        real = os.path.realpath(path)
+        table = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+        return kind_of(os.path.realpath(path), table)
     except OSError:
         return None
+
+
+def kind_of(path: str, table: str) -> str | None:
+    """The kind of the mount that an absolute path is below, by the kernel's table of mounts; the last one counts."""
     best, kind = "", None
-    for line in lines:
+    for line in table.splitlines():
         mount, _, rest = line.partition(" - ")
         fields = mount.split(" ")
-        if len(fields) < 5 or not rest:  # noqa: PLR2004 -- the mount point is the fifth
+        if len(fields) <= _POINT or not rest:
             continue
-        point = _unescape(fields[4])
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+        point = _unescape(fields[_POINT])
+        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
             best, kind = point, rest.split(" ", 1)[0]
     return kind
 
 
-def network_warning(path: Path) -> str | None:
-    """What is wrong with the place, as a sentence, or None when nothing is known against it."""
-    kind = file_system(path)
+def network_warning(path: Path, kind: str | None) -> str | None:
+    """What is wrong with a place of this kind, as a sentence, or None when nothing is known against it."""
     if kind not in _NETWORK:
         return None
     return f"{path} is on a network file system ({kind}), where locks are not reliable: the file can be damaged"

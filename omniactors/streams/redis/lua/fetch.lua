@@ -12,7 +12,7 @@ local paused = {}
 for _, agent in ipairs(call('SMEMBERS', P .. 'omni-paused')) do paused[agent] = true end
 
 local function room_under(limit, key, group)
-    local pending = pcall_('XPENDING', key, group)
+    local pending = try('XPENDING', key, group)
     if pending.err or pending[1] == 0 then return limit end
     for _, row in ipairs(pending[4]) do
         if row[1] ~= WAITING then limit = limit - tonumber(row[2]) end
@@ -23,7 +23,8 @@ end
 local function is_gated(group)
     local gate = call('HGET', order_of(group), 'gate')
     local holder = gate and count_of(gate)
-    return holder and holder ~= consumer and call('EXISTS', lease_of(holder)) == 1
+    -- Not by its lease: what a vanished holder fetched has to come back before the gate opens.
+    return holder and holder ~= consumer and call('HEXISTS', P .. 'omni-consumers', holder) == 1
 end
 
 local function with_tries(group, id, fields)
@@ -34,7 +35,7 @@ end
 local function strike(key, group, id)
     if call('EXISTS', order_of(group)) == 1 then unclaim(group, id, consumer) end
     call('HDEL', tries_of(group), id)
-    local acknowledged = pcall_('XACK', key, group, id)
+    local acknowledged = try('XACK', key, group, id)
     return acknowledged == 1 or #call('XRANGE', key, id, id) == 0
 end
 
@@ -63,7 +64,7 @@ local function take_waiting(key, group, room, taken)
         if #due == 0 then break end
         call('ZREM', waiting, unpack(due))
         local bodies = {}
-        local claimed = pcall_('XCLAIM', key, group, consumer, 0, unpack(due))
+        local claimed = try('XCLAIM', key, group, consumer, 0, unpack(due))
         for _, entry in ipairs(claimed) do
             if entry and entry[2] then bodies[entry[1]] = entry[2] end
         end
@@ -91,9 +92,9 @@ end
 local function take_new(key, want, group, room, taken)
     local topic, agent, created, count = want[1], want[2], false, 0
     while room > 0 do
-        local reply = pcall_('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
+        local reply = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
         if reply and reply.err then
-            if created or not reply.err:find('NOGROUP', 1, true) then return reply end
+            if created then return reply end
             create_group(topic, agent)
             created = true
         elseif not reply then
@@ -155,7 +156,7 @@ for i, want in ipairs(wants) do
         if fresh.err then return fresh end
         if fresh.created then is_created = 1 end
         unclaimed = unclaimed + fresh.count
-    elseif pcall_('XPENDING', key, group).err and create_group(topic, agent) then
+    elseif try('XPENDING', key, group).err and create_group(topic, agent) then
         is_created = 1
     end
     if ordered == 1 and unclaimed > 0 then

@@ -4,6 +4,24 @@
 --  ms until the next delayed publication or -1, cursor}.
 local consumer, cursor, lease = unpack(arguments)
 open_for_writing()
+
+-- What consumers hold that are none of ours, as those of another program that is gone: an hour is long.
+local function take_from_strangers(group)
+    local key = stream_of(topic_of(group))
+    local consumers = try('XINFO', 'CONSUMERS', key, group)
+    for _, info in ipairs(consumers) do
+        local name = fields_of(info)['name']
+        if name ~= WAITING and call('HEXISTS', P .. 'omni-consumers', name) == 0 then
+            local ids = {}
+            for i, row in ipairs(call('XPENDING', key, group, 'IDLE', 3600000, '-', '+', 100, name)) do
+                ids[i] = row[1]
+                note_crash(group, row[1])
+            end
+            give_back(group, ids, name)
+        end
+    end
+end
+
 local time, vanished, next_end = now(), {}, -1
 local is_registered = call('HEXISTS', P .. 'omni-consumers', consumer)
 for _, other in ipairs(call('HKEYS', P .. 'omni-consumers')) do
@@ -29,5 +47,8 @@ end
 local first = call('ZRANGE', P .. 'omni-scheduled', 0, 0, 'WITHSCORES')
 if first[2] then next_due = math.max(tonumber(first[2]) - time, 0) end
 local found = call('SSCAN', P .. 'omni-groups', cursor, 'COUNT', 20)
-for _, group in ipairs(found[2]) do trim(topic_of(group)) end
+for _, group in ipairs(found[2]) do
+    trim(topic_of(group))
+    take_from_strangers(group)
+end
 return {is_registered, vanished, next_end, next_due, found[1]}

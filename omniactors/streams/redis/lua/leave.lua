@@ -11,17 +11,12 @@ for i, group in ipairs(groups) do
     local handed = {}
     for _, id in ipairs(call('LRANGE', inbox, 0, -1)) do handed[id] = true end
     while true do
-        local rows = pcall_('XPENDING', key, group, '-', '+', 500, consumer)
+        local rows = try('XPENDING', key, group, '-', '+', 500, consumer)
         if rows.err or #rows == 0 then break end
         local ids = {}
         for j, row in ipairs(rows) do
             ids[j] = row[1]
-            if crashes > 0 and not handed[row[1]] then
-                local attempts, before = 0, 0
-                local tries = call('HGET', tries_of(group), row[1])
-                if tries then attempts, before = tries:match('^(%d+) (%d+)$') end
-                call('HSET', tries_of(group), row[1], attempts .. ' ' .. (before + 1))
-            end
+            if crashes > 0 and not handed[row[1]] then note_crash(group, row[1]) end
         end
         give_back(group, ids, consumer)
         budget = budget - #ids
@@ -31,7 +26,7 @@ for i, group in ipairs(groups) do
     if gate and count_of(gate) == consumer then call('HDEL', order_of(group), 'gate') end
     call('HDEL', order_of(group), 'x:' .. consumer)
     call('DEL', inbox)
-    pcall_('XGROUP', 'DELCONSUMER', key, group, consumer)
+    try('XGROUP', 'DELCONSUMER', key, group, consumer)
     unclip(topic, group)
 end
 return #groups

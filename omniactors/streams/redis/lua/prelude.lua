@@ -49,6 +49,16 @@ local function is_before(a, b)
     return a_seq < b_seq
 end
 
+-- The reply; an error when there is no such stream or group is a reply too, any other ends the script.
+local function try(...)
+    local reply = pcall_(...)
+    local problem = type(reply) == 'table' and reply.err
+    if problem and not problem:find('NOGROUP', 1, true) and not problem:find('no such key', 1, true) then
+        error(problem, 0)
+    end
+    return reply
+end
+
 local function fields_of(reply)
     local fields = {}
     for i = 1, #reply, 2 do fields[reply[i]] = reply[i + 1] end
@@ -56,7 +66,7 @@ local function fields_of(reply)
 end
 
 local function groups_on(key)
-    local infos = pcall_('XINFO', 'GROUPS', key)
+    local infos = try('XINFO', 'GROUPS', key)
     if infos.err then return {} end
     local groups = {}
     for i, info in ipairs(infos) do groups[i] = fields_of(info) end
@@ -68,7 +78,8 @@ local function create_group(topic, agent)
     local reply = pcall_('XGROUP', 'CREATE', stream_of(topic), group, '0', 'MKSTREAM')
     if reply.err then
         -- Another program's group of this name is ours from now on.
-        if reply.err:find('BUSYGROUP', 1, true) then call('SADD', P .. 'omni-groups', group) end
+        if not reply.err:find('BUSYGROUP', 1, true) then error(reply.err, 0) end
+        call('SADD', P .. 'omni-groups', group)
         return false
     end
     call('SADD', P .. 'omni-groups', group)
@@ -78,14 +89,14 @@ local function create_group(topic, agent)
 end
 
 local function is_owned(key, group, id, consumer)
-    local rows = pcall_('XPENDING', key, group, id, id, 1, consumer)
+    local rows = try('XPENDING', key, group, id, id, 1, consumer)
     return rows.err == nil and #rows == 1
 end
 
 -- Which of these many ids are a consumer's: mostly those that it has held the longest.
 local function owned_among(key, group, ids, consumer)
     local owned, oldest = {}, {}
-    local rows = pcall_('XPENDING', key, group, '-', '+', #ids, consumer)
+    local rows = try('XPENDING', key, group, '-', '+', #ids, consumer)
     if rows.err then return owned end
     for _, row in ipairs(rows) do oldest[row[1]] = true end
     for _, id in ipairs(ids) do owned[id] = oldest[id] or is_owned(key, group, id, consumer) end
@@ -247,4 +258,12 @@ local function give_back(group, ids, consumer)
         call('SREM', P .. 'omni-clipped', group)
         ring(topic_of(group))
     end
+end
+
+-- One more delivery of this entry ended without any outcome.
+local function note_crash(group, id)
+    local attempts, crashes = 0, 0
+    local tries = call('HGET', tries_of(group), id)
+    if tries then attempts, crashes = tries:match('^(%d+) (%d+)$') end
+    call('HSET', tries_of(group), id, attempts .. ' ' .. (crashes + 1))
 end

@@ -28,4 +28,6 @@ end
 
 local time, ids = now(), {}
 for i, publication in ipairs(publications) do ids[i] = append_once(publication, time, window) end
+-- Where only other programs read, nobody else trims what all of them have finished.
+if caller[3] % 256 == 0 then trim(publications[1][1]) end
 return record(caller, ids)

@@ -11,7 +11,7 @@ for _, block in ipairs(blocks) do
     for _, id in ipairs(call('LRANGE', inbox, 0, -1)) do known[id] = true end
     local unknown, handed = {}, {}
     while true do
-        local rows = pcall_('XPENDING', key, group, start, '+', 500, consumer)
+        local rows = try('XPENDING', key, group, start, '+', 500, consumer)
         if rows.err or #rows == 0 then break end
         for _, row in ipairs(rows) do
             local id = row[1]
