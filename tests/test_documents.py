@@ -18,6 +18,7 @@ import trio
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
+from tests.redis_server import fresh_prefix
 from tests.source import ROOT
 
 if TYPE_CHECKING:
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
     from sybil import Example
 
+    from tests.redis_server import RedisServer
+
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+ON_REDIS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("delivery", "getting-started", "migration"))]
+"""These run a second time, with nothing changed but the setting that names the store."""
 
 
 def run_block(example: Example) -> None:
@@ -47,7 +53,22 @@ async def _run_coroutine(code: CodeType, module: ModuleType) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_document_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    run_document(path, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("path", ON_REDIS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_document_runs_on_redis(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    monkeypatch.setenv("OMNIACTORS_PREFIX", fresh_prefix())
+    run_document(path, tmp_path, monkeypatch)
+    assert list(tmp_path.iterdir()) == [], "it used the embedded file"
+
+
+def run_document(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the blocks of a document in this folder."""
+    monkeypatch.chdir(folder)
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     sybil = Sybil(parsers=[CodeBlockParser("python", run_block)], path=str(path.parent))
     for example in sybil.parse(path):

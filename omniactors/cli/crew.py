@@ -111,13 +111,13 @@ class Crew:
     async def obey(self, signals: AsyncIterator[int]) -> None:
         """Stop in order at the first signal, at once at the second, kill at the third; replace all at SIGHUP."""
         async for number in signals:
-            # A terminal that is closed says SIGHUP too, and that is meant as an end.
+            # A terminal that is closed says SIGHUP too, often twice, and that is meant as an end.
             if number == signal.SIGHUP and all(map(os.isatty, self._terminals)):
                 self._replacing.set()
             elif not self.scope.cancel_called:
                 say(f"stopping {counted(len(self._live), 'worker')}")
                 self.scope.cancel()
-            else:
+            elif number != signal.SIGHUP:
                 await self._hurry()
 
     async def end(self) -> None:

@@ -17,6 +17,8 @@ from omniactors.errors import OmniActorsError
 if TYPE_CHECKING:
     from omniactors.cli.lifeline import Ready
 
+_SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -60,7 +62,7 @@ class Worker:
         """How it ended, in words that follow its name."""
         code = self.process.returncode
         if code is not None and code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+            how = f"was killed by {_SIGNAL_NAMES.get(-code, f'signal {-code}')}"
         else:
             how = f"ended with exit code {code}"
         return how if self.ready is not None else f"{how} before it was ready"

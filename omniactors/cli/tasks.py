@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +16,7 @@ from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.output import Format, FormatOption, complain, notice, print_json, print_pretty, stdout
 from omniactors.cli.session import with_system
 from omniactors.cli.times import TIME_HELP, parse_time
-from omniactors.errors import TaskFailed
+from omniactors.errors import StreamFull, TaskFailed
 
 if TYPE_CHECKING:
     from omniactors import OmniActors
@@ -140,7 +141,8 @@ async def _submit(omni: OmniActors, event: EventFile, when: _When, *, wait: floa
         raise CommandError("an event needs a topic: give --topic, or a --payload-file that has one", ExitCode.USAGE)
     if event.payload.content is msgspec.UNSET:
         raise CommandError("an event needs content: give --content or --payload-file", ExitCode.USAGE)
-    task_id = await omni.publish(
+    publish_it = partial(
+        omni.publish,
         event.topic,
         event.payload.content,
         task_id=event.task_id,
@@ -152,8 +154,14 @@ async def _submit(omni: OmniActors, event: EventFile, when: _When, *, wait: floa
         tenant_id=event.tenant_id,
         delay=when.delay,
         at=when.at,
-        wait_for_room=when.for_room,
     )
+    try:
+        task_id = await publish_it()
+    except StreamFull as full:
+        if not when.for_room:
+            raise
+        notice(f"{full}; waiting for room")
+        task_id = await publish_it(wait_for_room=True)
     if wait is None:
         return Fate(task_id, "pending")
     if output is Format.TEXT:

@@ -5,7 +5,7 @@ Pure. The ring serves a resume from a position, the histories a late comer to on
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Histories:
     def __init__(self, per_run: int, max_runs: int) -> None:
         self._per_run = per_run
         self._max_runs = max_runs
-        self._runs: OrderedDict[str, deque[Event]] = OrderedDict()
+        # Lists, not deques: most runs are one task with three events, and a deque begins with room for 64.
+        self._runs: OrderedDict[str, list[Event]] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -86,12 +87,14 @@ class Histories:
         run_id = event.run_id
         events = self._runs.get(run_id)
         if events is None:
-            self._runs[run_id] = events = deque(maxlen=self._per_run)
+            self._runs[run_id] = [event]
             if len(self._runs) > self._max_runs:
                 self._runs.popitem(last=False)
         else:
             self._runs.move_to_end(run_id)
-        events.append(event)
+            events.append(event)
+            if len(events) > self._per_run:
+                del events[0]
         if self._closed:
             self._closed.pop(run_id, None)
 

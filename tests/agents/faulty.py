@@ -32,7 +32,17 @@ class FaultyStore:
         self.after: dict[str, list[BackendError]] = defaultdict(list)
         self.answers: dict[str, list[Callable[[Any], Any]]] = defaultdict(list)
         """What to make of the next answers."""
+        self.lose_lease = trio.Event()
         self.calls: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+
+    async def serve(self, *, task_status: trio.TaskStatus[str]) -> None:
+        """Be the real consumer until `lose_lease` is set; then fail once, as one that finds itself taken for dead."""
+        self.lose_lease = trio.Event()
+        async with trio.open_nursery() as nursery:
+            task_status.started(await nursery.start(self.real.serve))
+            await self.lose_lease.wait()
+            nursery.cancel_scope.cancel()
+        raise BackendError("the lease is lost")
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         real = getattr(self.real, method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -150,6 +151,30 @@ async def test_the_store_is_told_how_long_each_try_took() -> None:
     assert 0.05 <= settlement.seconds < 5
 
 
+async def test_work_goes_on_with_a_new_consumer_when_the_old_one_is_lost() -> None:
+    class Slow(Plain, topic="slow", name="slow", concurrency=2):
+        async def handle(self, event: EventEnvelope[int]) -> int:
+            await trio.sleep(0.01)
+            return await super().handle(event)
+
+    scene = Scene(Slow, Ordered)
+    async with scene.running():
+        slow = await publish(scene, "slow", range(20))
+        ordered = await publish(scene, "ordered", range(20))
+        for losses in (1, 2):
+            await until(lambda: scene.runtime.running_tasks()["slow"] == 2)
+            scene.store.lose_lease.set()
+            groups_made = scene.store.calls["create_groups"]
+            await until(partial(_has_length, groups_made, 1 + losses))
+        for number, task_id in enumerate(slow):
+            assert await scene.tasks.wait_result(task_id) == number
+        for number, task_id in enumerate(ordered):
+            assert await scene.tasks.wait_result(task_id) == number
+        await until(lambda: held(scene, "slow") == held(scene, "ordered") == 0)
+        assert await scene.tasks.wait_result(await scene.tasks.publish(event(99, topic="slow"))) == 99
+    assert set(Slow.seen) == {*range(20), 99}
+
+
 # -- ordering keys ----------------------------------------------------------------------------------
 
 
@@ -202,6 +227,10 @@ async def test_agents_without_keys_claim_nothing() -> None:
     async with scene.running():
         assert await scene.tasks.wait_result(await scene.tasks.publish(event(1))) == 1
     assert scene.store.calls["claim"] == []
+
+
+def _has_length(calls: list[tuple[Any, ...]], length: int) -> bool:
+    return len(calls) == length
 
 
 def held(scene: Scene, agent: str) -> int:

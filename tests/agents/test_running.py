@@ -372,6 +372,8 @@ async def test_a_block_is_entered_once_at_a_time() -> None:
         ({"mailbox": Mailbox(overflow="drop_newest")}, "events are durable"),
         ({"mailbox": 7}, "mailbox must be a Mailbox"),
         ({"timeout": 0}, "timeout must be"),
+        ({"limit": 0}, "limit must be an integer of at least 1, not 0"),
+        ({"limit": True}, "limit must be"),
         ({"retry": 3}, "retry must be a RetryPolicy"),
         ({"on_error": "explode"}, "'resume', 'restart'"),
         ({"isolation": "process"}, "not built yet"),

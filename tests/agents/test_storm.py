@@ -111,6 +111,46 @@ async def test_every_event_reaches_each_of_its_agents(new_system: Callable[[], O
         assert sorted(Busy.handled[agent]) == sorted(number for topic in topics for number in published[topic])
 
 
+class Counted(Agent, name="counted", topic="counted"):
+    """Counts how many of its events are being handled, in all runtimes of this test."""
+
+    now: int
+    most: int
+    by: dict[int, int]
+
+    async def handle(self, event: EventEnvelope[int]) -> None:
+        cls = type(self)
+        cls.now += 1
+        cls.most = max(cls.most, cls.now)
+        cls.by[id(self._subscription)] += 1
+        await trio.sleep(0.002)
+        cls.now -= 1
+
+
+async def test_two_runtimes_share_one_limit(redis_server: RedisServer) -> None:
+    url, prefix = RedisUrl(redis_server.url, redis_server.url), fresh_prefix()
+    Counted.now, Counted.most, Counted.by = 0, 0, defaultdict(int)
+    systems = [OmniActors(settings=Settings(backend=url, prefix=prefix, grace=5.0)) for _ in range(2)]
+    for omni in systems:
+        omni.add(Counted, concurrency=2, limit=3)
+    with trio.fail_after(30):
+        async with systems[0], systems[1]:
+            ids = await systems[0].publish_batch([("counted", number) for number in range(150)])
+            for task_id in ids:
+                await systems[1].wait_result(task_id)
+            await systems[0].agents.pause("counted")
+            late = await systems[0].publish("counted", 0)
+            await trio.sleep(0.1)
+            assert await systems[1].get_result(late) is None
+            assert sum(Counted.by.values()) == 150, "both runtimes know of the pause"
+            await systems[1].agents.resume("counted")
+            await systems[0].wait_result(late)
+        for omni in systems:
+            await omni.shutdown()
+    assert Counted.most == 3
+    assert len(Counted.by) == 2, "both have work"
+
+
 async def test_two_runtimes_keep_the_order_of_each_key(redis_server: RedisServer) -> None:
     url, prefix = RedisUrl(redis_server.url, redis_server.url), fresh_prefix()
     Busy.dice, Busy.handled = random.Random(1), defaultdict(list)

@@ -1,6 +1,7 @@
-"""All benchmarks, one after another, as a page of the docs: `python -m tests.benchmarks [--output FILE]`.
+"""All benchmarks, one after another, as a page of the docs: `python -m tests.benchmarks [NAME ...] [--output FILE]`.
 
-A benchmark is a module of this package with `rows() -> list[Row]`.
+A benchmark is a module of this package with `rows() -> list[Row]`. Those on Redis start a server of their
+own; what the `bench` extra installs is measured beside (`tests.benchmarks.anchors`).
 """
 
 from __future__ import annotations
@@ -99,12 +100,17 @@ def redis_version() -> str:
 def main() -> None:
     """Measure everything, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Run all benchmarks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
     parser.add_argument("--output", type=Path, help="where the table goes; default: stdout")
-    output: Path | None = parser.parse_args().output
+    args = parser.parse_args()
+    output: Path | None = args.output
+    found = dict(benchmarks())
+    if unknown := set(args.names) - found.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(found)}")
     rows: list[Row] = []
-    for name, benchmark in benchmarks():
+    for name in args.names or found:
         sys.stderr.write(f"{name} ...\n")
-        rows += benchmark.rows()
+        rows += found[name].rows()
     text = "\n".join(table(rows)) + "\n"
     if output is None:
         sys.stdout.write(text)

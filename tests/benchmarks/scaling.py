@@ -110,8 +110,8 @@ async def shared(url: str, *, workers: int, tasks: int, content: int) -> float:
 
 
 async def _completed(omni: OmniActors) -> int:
-    agents: Any = (await omni.metrics()).get("busy", {})
-    return int(agents.get("busy", {}).get("tasks_processed", 0))
+    agents = (await omni.metrics()).get("busy", {})
+    return agents["busy"]["tasks_processed"] if "busy" in agents else 0
 
 
 # -- more agents, more backlog --------------------------------------------------------------------

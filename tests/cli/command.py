@@ -148,13 +148,13 @@ class Started:
 
     async def logged(self, text: str) -> None:
         """Return when `text` stands in what it wrote to stderr; raises trio.TooSlowError."""
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             while text not in self.log.read_text():  # noqa: ASYNC110 -- another process writes the file
                 await trio.sleep(0.02)
 
     async def ended(self) -> int:
         """Its exit code; raises trio.TooSlowError."""
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             return await self.process.wait()
 
 

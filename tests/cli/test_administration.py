@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.command import Finished, omniactors, standing
+from tests.cli.command import Finished, command, omniactors, running, standing, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +138,18 @@ def test_an_event_may_be_published_for_later(store: Cli) -> None:
     assert fate(store, past, 20) == fate(store, soon, 20) == fate(store, then, 20) == "success"
     assert fate(store, late, 0) == "pending"
     assert "Scheduled" in store("streams", "list").stdout
+
+
+async def test_a_full_stream_refuses_or_is_waited_for(tmp_path: Path) -> None:
+    event = ("task", "publish", "-t", "echo", "-c", "1")
+    full = "the stream of 'echo' is full: it holds 1 events and may hold 1"
+    assert (await command(tmp_path, *event, OMNIACTORS_STREAM_LIMIT="1")).code == 0
+    assert await command(tmp_path, *event, OMNIACTORS_STREAM_LIMIT="1") == Finished(3, "", f"error: {full}\n")
+    (tmp_path / "agents.py").write_text(AGENTS)
+    async with started(tmp_path, *event, "--wait-for-room", OMNIACTORS_STREAM_LIMIT="1") as waiting:
+        await waiting.logged(f"{full}; waiting for room")
+        async with running(tmp_path, "agents.py"):
+            assert await waiting.ended() == 0
 
 
 def test_metrics_count_tries_by_topic_and_agent(store: Cli) -> None:

@@ -14,12 +14,14 @@ import trio
 
 from omniactors import OmniActors
 from tests.cli.command import COMMAND, Runner, command, environment, omniactors, running, started
+from tests.redis_server import fresh_prefix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.cli.conftest import Cli
+    from tests.redis_server import RedisServer
 
 AGENTS = """
 import os
@@ -146,6 +148,28 @@ async def test_a_worker_that_is_killed_comes_back_and_nothing_is_lost(folder: Pa
         runner.process.send_signal(signal.SIGTERM)
         assert await runner.ended() == 0
     assert {int(line) for line in (folder / "handled").read_text().split()} == set(range(100))
+
+
+async def test_workers_share_a_redis_server_and_inherit_from_one_that_is_killed(
+    folder: Path, redis_server: RedisServer
+) -> None:
+    settings = f"OMNIACTORS_URL={redis_server.url}\nOMNIACTORS_PREFIX={fresh_prefix()}\nOMNIACTORS_LEASE=1\n"
+    (folder / ".env").write_text(settings)
+    async with running(folder, "agents.py", "--workers", "2") as runner:
+        assert runner.document["store"] == redis_server.url
+        published = await command(folder, "task", "publish", "-t", "patient", "-c", "1")
+        await wait_for(folder / "started")
+        (folder / "started").unlink()
+        # Whichever has the task, it comes to one that lives.
+        for pid in pids(runner):
+            os.kill(pid, signal.SIGKILL)
+            await runner.logged(f"(pid {pid}) was killed by SIGKILL")
+        await wait_for(folder / "started")
+        (folder / "go").touch()
+        done = await command(folder, "task", "result", "--task-id", published.stdout.strip(), "--wait", "30")
+        assert (done.code, done.stdout) == (0, '"finished"\n')
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.ended() == 0
 
 
 async def test_workers_of_a_parent_that_is_killed_finish_their_tasks_and_end(folder: Path) -> None:

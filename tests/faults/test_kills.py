@@ -25,7 +25,7 @@ TASKS_A_ROUND = 300 if SLOW else 100
 
 def start_load(scene: Scene, name: str) -> Program:
     """A publisher that keeps a worker busy."""
-    return scene.publisher(name, pause=0.002, task={"seconds": 0.003})
+    return scene.publisher(name, pause=0.002, task={"seconds": 0.03})
 
 
 async def finish(scene: Scene, *publishers: Program) -> Report:

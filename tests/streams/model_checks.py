@@ -65,7 +65,7 @@ class Checks:
 
     async def check(self, backend: Backend) -> None:
         """Everything is as in the model."""
-        await self._check_streams(backend)
+        await self.check_streams(backend)
         await self._check_letters(backend)
         await self._check_results(backend)
         await self._check_metrics(backend)
@@ -77,7 +77,7 @@ class Checks:
         deadline = trio.current_time() + patience
         while True:
             try:
-                await self._check_streams(backend)
+                await self.check_streams(backend)
             except AssertionError:
                 if trio.current_time() > deadline:
                     raise
@@ -85,7 +85,8 @@ class Checks:
             else:
                 return
 
-    async def _check_streams(self, backend: Backend) -> None:
+    async def check_streams(self, backend: Backend) -> None:
+        """The numbers of all streams are as in the model."""
         observed = await backend.streams()
         expected = [self._info(topic) for topic in self._model.topics()]
         if self._subject.is_lazy and len(observed) == len(expected):

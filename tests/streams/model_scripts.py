@@ -58,7 +58,7 @@ class Focus:
 WEIGHTS = {"Publish": 15, "Fetch": 20, "Settle": 12, "Claim": 4, "Wait": 8, "Step": 3, "Release": 3, "Replay": 2}
 """How often kinds of steps come, beside all others."""
 
-LENGTHS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 25, 30, 30, *((40, 50, 60, 80) if IS_DEEP else ()))
+LENGTHS = (1, 3, 8, 15, 20, 20, 25, 25, 30, 30, 35, 35, *((40, 50, 60, 80) if IS_DEEP else ()))
 """Of scripts, in steps."""
 
 FOCI = (
@@ -143,7 +143,7 @@ def script_about(focus: Focus) -> st.SearchStrategy[list[steps.AnyStep]]:
         "Step": st.builds(steps.Step, st.integers(1, 3)),
         "Release": st.builds(steps.Release, slots, tuples(PICKS, 0, 3)),
         "Create": st.builds(steps.Create, tuples(st.tuples(topics, agents), 0, 2)),
-        "Intrude": st.builds(steps.Intrude, slots, PICKS, st.none() | ends(focus)),
+        "Intrude": st.builds(steps.Intrude, slots, PICKS, st.none() | ends(focus), st.booleans()),
         "Withdraw": st.builds(steps.Withdraw, slots),
         "Stop": st.builds(steps.Stop, slots),
         "Crash": st.builds(steps.Crash, slots),

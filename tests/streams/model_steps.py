@@ -95,11 +95,15 @@ class Settle:
 
 @dataclass(frozen=True)
 class Intrude:
-    """Settle or release, as this consumer, what was in anybody's hands once; `pick` counts back."""
+    """Settle or release, as this consumer, what was in anybody's hands once; `pick` counts back.
+
+    With `is_forged` it is what this one has in hand itself, but named as if it were another one's.
+    """
 
     slot: int
     pick: int
     end: End | None
+    is_forged: bool = False
 
 
 @dataclass(frozen=True)

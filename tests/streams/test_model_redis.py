@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["redis_server"]
 
 
-@examples(80)
+@examples(50)
 @given(script=SCRIPTS, limit=LIMITS)
 def test_redis_goes_as_the_model(redis_server: RedisServer, script: list[AnyStep], limit: int | None) -> None:
     play(RedisSubject(redis_server, dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tests.streams.model_steps import AnyStep
 
 
-@examples(150)
+@examples(70)
 @given(SCRIPTS, LIMITS)
 def test_memory_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     play(MemorySubject(dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)
 
 
-@examples(100)
+@examples(70)
 @given(SCRIPTS, LIMITS)
 def test_a_file_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -220,7 +220,7 @@ async def test_a_group_of_ours_starts_with_what_is_there(server: RedisServer) ->
 
 
 async def test_what_its_consumers_hold_stays_theirs(server: RedisServer) -> None:
-    """It has no leases: nobody can tell whether they work. What is left when it is gone is to be seen as pending."""
+    """It has no leases: for a long time nobody can tell whether they still work on it. It is to be seen as pending."""
     server.command("XGROUP", "CREATE", "omni-stream:work", "group:work:keeper", "0", "MKSTREAM")
     add(server, TEXT)
     consumer = "consumer:keeper-1"
@@ -391,6 +391,20 @@ async def test_both_on_one_topic_get_everything(server: RedisServer, tmp_path: P
             await until(lambda: len(theirs.lines) == 21 and len(seen) == 20)
     assert [event.id for event in seen] == ids
     assert sorted(message["task_id"] for message in theirs.lines[1:]) == sorted(ids)
+
+
+@pytest.mark.usefixtures("_real")
+async def test_a_replay_reaches_our_agent_alone(server: RedisServer, tmp_path: Path) -> None:
+    add(server, DEAD, "omni-dlq:group:work:keeper")
+    with program(tmp_path, "serve", server.url, "work") as theirs:
+        await until(lambda: theirs.lines)
+        async with keeping(server) as (omni, seen):
+            assert await omni.streams.replay("work") == 1
+            await omni.wait_result("t2")
+            await omni.publish("work", "next")
+            await until(lambda: len(theirs.lines) == 2)
+    assert seen[0].id == "t2"
+    assert theirs.lines[1]["content"] == "next"
 
 
 @pytest.mark.usefixtures("_real")

@@ -114,7 +114,9 @@ async def test_a_refused_file_may_be_put_right(backend: SqliteBackend, path: Pat
     assert await length(backend) == 1
 
 
-@pytest.mark.parametrize("settings", [{"synchronous": "OFF"}, {"dedupe_window": -1}, {"lock_wait": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"synchronous": "OFF"}, {"dedupe_window": -1}, {"lock_wait": float("nan")}, {"stream_limit": 0}]
+)
 def test_a_setting_without_meaning_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         SqliteBackend(None, **settings)  # type: ignore[arg-type]

@@ -316,6 +316,8 @@ async def test_an_error_of_the_block_stays_what_it_is(redis_server: RedisServer)
 async def test_running_twice_at_once_is_refused(shared: TrioRedis) -> None:
     with pytest.raises(RuntimeError, match="running already"):
         await shared.run()
+    with pytest.raises(RuntimeError, match="running already"):
+        await shared.__aenter__()
     assert await shared.ping() is True
 
 
@@ -330,6 +332,25 @@ async def test_inside_and_outside_follow_each_other(redis_server: RedisServer) -
     assert await client.ping() is True
     await client.aclose()
     assert "not connected" in repr(client)
+
+
+async def test_a_call_that_is_under_way_ends_as_it_began(redis_server: RedisServer) -> None:
+    client, key = TrioRedis(redis_server.url), fresh_prefix()
+    found = []
+
+    async def wait() -> None:
+        found.append(await client.blpop([key], timeout=0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        while repr(client).endswith("[not connected]>"):  # noqa: ASYNC110 -- nothing tells when
+            await trio.sleep(0.01)
+        async with client:
+            await client.rpush(key, 1)
+            while not found:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert "not connected" in repr(client)
+    assert found == [(key.encode(), b"1")]
 
 
 async def test_a_nursery_may_run_it(redis_server: RedisServer) -> None:

@@ -52,7 +52,7 @@ class Address:
         """The words of AUTH: (), (password,) or (user, password)."""
         if self.username:
             return (self.username, self.password or "")
-        return () if self.password is None else (self.password,)
+        return (self.password,) if self.password else ()
 
     @property
     def location(self) -> str:

@@ -153,6 +153,8 @@ class TrioRedis(AsyncCoreCommands):
         callback = self._callbacks.get(name)
         return reply if callback is None else callback(reply, **options)
 
+    # A KeyboardInterrupt between `begin` and the wait would leave a waiter that is somewhere else by then.
+    @trio.lowlevel.enable_ki_protection
     async def call(self, *words: Word, timeout: float | None = None) -> Reply:  # noqa: ASYNC109 -- see the docstring
         """Carry out one command and give back its raw reply: bytes, int, None, or a list of these.
 
@@ -211,7 +213,8 @@ class TrioRedis(AsyncCoreCommands):
             raise RuntimeError("this TrioRedis is running already")
         here.attempt = _Attempt()
         try:
-            await self._close_own(here)
+            if not here.lock.locked():  # who is in a call closes behind itself
+                await self._close_own(here)
             task_status.started()
             while True:
                 await self._serve_once(here, here.attempt)
@@ -325,6 +328,10 @@ class TrioRedis(AsyncCoreCommands):
             except ConnectionLost:
                 here.dialer.note_lost(trio.current_time() - here.connected_at)
                 raise
+            finally:
+                if here.attempt is not None:
+                    here.connection = None
+                    connection.abandon()
 
     async def _close_own(self, here: _Local) -> None:
         connection, here.connection = here.connection, None

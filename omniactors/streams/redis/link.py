@@ -123,6 +123,7 @@ class Link:
 
     # -- writing -------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
         while self._failure is None:
             if not self._ready:
@@ -149,6 +150,7 @@ class Link:
 
     # -- reading -------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _read(self) -> None:
         head: Waiter | None = None
         since = trio.current_time()

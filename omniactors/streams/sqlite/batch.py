@@ -242,6 +242,7 @@ class Batch:
         owned = self._owned.pop(key, None)
         if owned is not None:
             self.program.change(owned.grp).owned -= 1
+            self.program.marks.pop((owned.grp, owned.entry), None)  # it may have been claimed in this batch
             self.freed.add((key.topic, key.agent))
         return owned
 
@@ -278,9 +279,12 @@ class Batch:
     def _release(self, key: EntryKey) -> None:
         owned = self._give_up(key)
         if owned is not None:
-            self.program.placed.append(Place(owned.grp, owned.entry, None, owned.attempts, owned.crashes, 0.0))
+            self._free(owned)
             self.changes.topics.add(key.topic)
-            self._released[owned.grp] = min(owned.entry, self._released.get(owned.grp, owned.entry))
+
+    def _free(self, owned: _Owned) -> None:
+        self.program.placed.append(Place(owned.grp, owned.entry, None, owned.attempts, owned.crashes, 0.0))
+        self._released[owned.grp] = min(owned.entry, self._released.get(owned.grp, owned.entry))
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -294,15 +298,20 @@ class Batch:
             return owned is not None
         state = self._lanes.get(_lane(key, lane), NO_LANE)
         back = [entry for entry in (state.released, released.get(owned.grp)) if entry is not None]
-        if state.is_withdrawn or min(back, default=owned.entry) < owned.entry:
+        if min(back, default=owned.entry) < owned.entry:
             self._release(key)
             return False
+        if state.is_withdrawn:
+            # Nobody here is woken: what frees the key is a commit of its owner, which wakes everybody.
+            self._give_up(key)
+            self._free(owned)
+            return False
         if state.owner is None or state.owner == self.scene.consumer:
-            self.program.marked.append(Mark(owned.grp, owned.entry, clean(lane), None))
+            self.program.mark(Mark(owned.grp, owned.entry, clean(lane), None))
             return True
         del self._owned[key]
         self.program.placed.append(Place(owned.grp, owned.entry, state.owner, owned.attempts, owned.crashes, 0.0))
-        self.program.marked.append(Mark(owned.grp, owned.entry, clean(lane), Stage.HANDED_OVER))
+        self.program.mark(Mark(owned.grp, owned.entry, clean(lane), Stage.HANDED_OVER))
         return False
 
     def _look(self, fetch: Fetch) -> None:

@@ -255,7 +255,7 @@ class Program:
     dead: list[DeadEntry] = field(default_factory=list)
     done: list[tuple[int, int]] = field(default_factory=list)
     placed: list[Place] = field(default_factory=list)
-    marked: list[Mark] = field(default_factory=list)
+    marks: dict[tuple[int, int], Mark] = field(default_factory=dict)
     groups: dict[int, GroupChange] = field(default_factory=dict)
     results: list[NewResult] = field(default_factory=list)
     blobs: list[tuple[bytes, int]] = field(default_factory=list)
@@ -286,6 +286,10 @@ class Program:
         self.last_id = entry
         self.lengths[topic] = self.lengths.get(topic, 0) + 1
 
+    def mark(self, mark: Mark) -> None:
+        """Let an entry that stays with a consumer have this key and stage."""
+        self.marks[mark.grp, mark.entry] = mark
+
     def finish(self, grp: int, entry: int, topic: str) -> None:
         """Let the group be done with an entry."""
         self.done.append((grp, entry))
@@ -307,7 +311,7 @@ class Program:
         groups = [change.row(grp) for grp, change in self.groups.items()]
         lists = (
             *(self.entries, self.scheduled, list(lengths.items()), self.remembered, self.dead),
-            *(self.placed, self.marked, groups, self.done, self.results),
+            *(self.placed, list(self.marks.values()), groups, self.done, self.results),
         )
         if not any(lists):
             return

@@ -111,5 +111,5 @@ def translate(error: Exception, path: Path | None) -> BackendError:
         return kind(f"{place} {sentence} ({error})")
     if isinstance(error, OSError):
         kind = BackendUnusable if error.errno in _PERMANENT else BackendError
-        return kind(f"{place} cannot be used: {error.strerror} ({error.filename or 'its lock file'})")
+        return kind(f"{place} cannot be used: {error.strerror or error} ({error.filename or 'its lock file'})")
     return BackendError(f"{place} cannot carry out the operation: {type(error).__name__}: {error}")

@@ -182,11 +182,11 @@ def take(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share],
 
 def _own(scene: Scene, want: Want, found: _Found, program: Program) -> None:
     if found.kind == _HANDED_KIND:
-        program.marked.append(Mark(found.grp, found.entry, None, None))
+        program.mark(Mark(found.grp, found.entry, None, None))
         return
     program.placed.append(Place(found.grp, found.entry, scene.consumer, found.attempts, found.crashes, 0.0))
     if want.is_ordered:
-        program.marked.append(Mark(found.grp, found.entry, None, Stage.UNCLAIMED))
+        program.mark(Mark(found.grp, found.entry, None, Stage.UNCLAIMED))
     change = program.change(found.grp)
     change.owned += 1
     if found.kind == _NEW_KIND:

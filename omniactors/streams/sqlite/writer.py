@@ -209,7 +209,9 @@ class _Thread:
         # Positions grow over the whole life of the process, also when the store is closed and opened again.
         self._position = self._all_changed = time.monotonic_ns()
         self._changed: dict[str, int] = {}
+        self._all_seen = self._all_changed
         self._topic_watchers: list[tuple[_Request, Watch]] = []
+        self._new_watchers: list[tuple[_Request, Watch]] = []
         self._result_watchers: list[tuple[_Request, Results]] = []
         self._next_poll = 0.0
         self._next_maintenance = 0.0
@@ -273,7 +275,7 @@ class _Thread:
                 case Results() as work:
                     results.append((request, work))
                 case Watch() as work:
-                    self._topic_watchers.append((request, work))
+                    self._new_watchers.append((request, work))
                 case _:
                     others.append(request)
         changes = self._write(writes)
@@ -317,24 +319,28 @@ class _Thread:
         self._answer_results([*results, *(item for item in self._result_watchers if item[1].task_id in changes.tasks)])
         waiting = {request for request, _ in self._result_watchers}
         self._result_watchers += [item for item in results if item[0] not in waiting and not item[0].is_claimed]
-        self._wake_topic_watchers()
+        self._wake_topic_watchers(changes.topics)
 
-    def _wake_topic_watchers(self) -> None:
-        waiting = []
-        for request, watch in self._topic_watchers:
-            changed = self._changed_since(watch)
+    def _wake_topic_watchers(self, topics: Iterable[str] = ()) -> None:
+        """Answer who waits for one of `topics`, those that changed since the last call, or for anything if all did."""
+        has_all_changed, self._all_seen = self._all_changed != self._all_seen, self._all_changed
+        known, new = self._topic_watchers, self._new_watchers
+        self._topic_watchers, self._new_watchers = [], []
+        for number, (request, watch) in enumerate([*known, *new]):
+            is_new = number >= len(known)
+            changed = self._changed_of(watch, watch.positions if is_new or has_all_changed else topics)
             if changed:
                 if request.claim():
                     self._answers.add(request, outcome.Value(changed))
             elif not request.is_claimed:
-                waiting.append((request, watch))
-        self._topic_watchers = waiting
+                self._topic_watchers.append((request, watch))
 
-    def _changed_since(self, watch: Watch) -> frozenset[str]:
+    def _changed_of(self, watch: Watch, candidates: Iterable[str]) -> frozenset[str]:
+        positions = watch.positions
         return frozenset(
             topic
-            for topic, position in watch.positions.items()
-            if max(self._changed.get(topic, 0), self._all_changed) > position
+            for topic in candidates
+            if topic in positions and max(self._changed.get(topic, 0), self._all_changed) > positions[topic]
         )
 
     def _answer_results(self, requests: Iterable[tuple[_Request, Results]]) -> None:

@@ -24,7 +24,8 @@ local function store(agent, result)
         end
     end
     call('HSET', key, agent, string.format('%.0f ', time + ttl) .. status .. ' ' .. record_)
-    call('PEXPIRE', key, math.max(ttl, 1))
+    -- Other agents' results of the task may live longer.
+    if call('PTTL', key) < ttl then call('PEXPIRE', key, math.max(ttl, 1)) end
     call('PUBLISH', P .. 'omni-done:' .. result[1], '')
 end
 
