@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-ON_REDIS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("delivery", "getting-started", "migration"))]
+ON_REDIS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("delivery", "getting-started", "migration")),
+]
 """These run a second time, with nothing changed but the setting that names the store."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from omniactors import Agent, EventEnvelope, OmniActors, RetryAfter, Settings
+from omniactors import Agent, EventEnvelope, Mailbox, OmniActors, RetryAfter, Settings
 from omniactors.settings import MemoryUrl, RedisUrl
 from tests.agents.support import QUICK, eventually
 from tests.redis_server import fresh_prefix
@@ -109,6 +109,37 @@ async def test_every_event_reaches_each_of_its_agents(new_system: Callable[[], O
         await omni.shutdown()
     for agent, topics in agents.items():
         assert sorted(Busy.handled[agent]) == sorted(number for topic in topics for number in published[topic])
+
+
+class Backlogged(Agent, name="backlogged", topic="shared", mailbox=Mailbox(1)):
+    """Always has more to do, and fetches for each event anew."""
+
+    async def handle(self, event: EventEnvelope[int]) -> None:
+        await trio.sleep(0.0005)
+
+
+class Prompt(Agent, name="prompt", topic="shared"):
+    """Has done everything, and waits."""
+
+    async def handle(self, event: EventEnvelope[int]) -> int:
+        return event.payload.content
+
+
+async def test_an_agent_without_backlog_hears_of_each_event_beside_one_with(
+    new_system: Callable[[], OmniActors],
+) -> None:
+    omni = new_system()
+    omni.add(Backlogged)
+    omni.add(Prompt)
+    await omni.publish_batch([("shared", 0)] * 3000)
+    with trio.fail_after(40):
+        async with omni:
+            for number in range(300):
+                with trio.fail_after(5):
+                    task_id = await omni.publish("shared", number)
+                    assert await omni.wait_result(task_id, agent="prompt") == number
+            omni.stop_now()
+    await omni.shutdown()
 
 
 class Counted(Agent, name="counted", topic="counted"):

@@ -88,7 +88,7 @@ def publishing(server: RedisServer, *, publishers: int, count: int) -> Row:
     """Publishing alone, by so many tasks."""
     works: dict[str, Callable[[str], float | None]] = {
         "ours": on_trio(partial(pipeline.publish, publishers=publishers, tasks=count)),
-        "bare": on_trio(partial(bare.publish, batch=publishers, tasks=count)),
+        "bare": on_trio(partial(bare.publish, publishers=publishers, tasks=count)),
     }
     for name in PUBLISHING_ANCHORS:
         works[name] = partial(anchor, ANCHORS[name], "publish", tasks=ALONE, publishers=publishers)

@@ -139,7 +139,7 @@ async def spread(url: str, *, agents: int, tasks: int) -> float:
 
 async def worked_off(url: str, *, backlog: int, tasks: int) -> float:
     """Tasks per second of the first so many of a backlog that was there before the agent."""
-    await bare.publish(url, batch=1_000, tasks=backlog)
+    await bare.fill(url, tasks=backlog)
     tally = Tally()
     omni = OmniActors(url)
     omni.add(Counting, tally)

@@ -31,6 +31,9 @@ LAPSE = 5.0
 FORGETTING = frozenset({"flush"})
 """Faults after which the store knows nothing of what it had acknowledged."""
 
+STALE = frozenset({"suspend", "lapse", "link", "store down"})
+"""Faults behind which a process may still hold, and begin, what others have taken over and done."""
+
 REPEATING = frozenset({"flush", "regroup"})
 """Faults that make the store deliver again what is in somebody's hands, and may be settled in the meantime."""
 
@@ -207,8 +210,7 @@ def _repetitions(
     for id, begun in starts.items():
         for earlier, later in itertools.pairwise(begun):
             is_settled = any(commit.at < later.at for commit in commits.get(id, ()))
-            able = [fault for fault in faults if not is_settled or fault.kind in REPEATING]
-            cause = next((fault for fault in able if fault.touches(earlier.process, earlier.at, later.at)), None)
+            cause = next((fault for fault in faults if _explains(fault, earlier, later, is_settled=is_settled)), None)
             yield Repetition(
                 id=id,
                 earlier=earlier.process,
@@ -218,6 +220,16 @@ def _repetitions(
                 is_settled=is_settled,
                 cause=cause,
             )
+
+
+def _explains(fault: Fault, earlier: Record, later: Record, *, is_settled: bool) -> bool:
+    """Whether the fault is why the task was begun again.
+
+    Either it befell the first owner in between, or the second one has just come out of it.
+    """
+    if fault.kind in STALE and fault.touches(later.process, later.at, later.at):
+        return True
+    return (fault.kind in REPEATING or not is_settled) and fault.touches(earlier.process, earlier.at, later.at)
 
 
 def _few(ids: frozenset[str]) -> str:

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 Direction = Literal["request", "reply"]
-Ending = Literal["reset", "close", "half"]
-"""`reset` is RST to both sides, `close` is FIN to both, `half` is FIN in the direction that was cut only."""
+Ending = Literal["reset", "close", "half", "slow"]
+"""`reset` is RST to both sides, `close` is FIN to both, `half` is FIN in the direction that was cut only, and
+`slow` is a FIN to both that comes SLOW_CLOSE later, while nothing passes."""
 
 Flow = Literal["forward", "swallow", "stall"]
 """`swallow` reads and throws away, `stall` does not even read."""
 
 CHUNK = 65_536
+
+SLOW_CLOSE = 0.1
+"""Seconds between the last byte that passes and a slow FIN."""
 
 NO_LINGER = struct.pack("ii", 1, 0)
 """SO_LINGER on, for 0 seconds: a close then sends RST."""
@@ -176,10 +180,14 @@ class Proxy:
             await sink.send_all(data[: cut.left])
             # RST overtakes bytes that the other side has not read: give it the time to.
             await trio.sleep(0.002)
-        if cut.how == "half":
-            await sink.send_eof()
-        else:
-            self._end(link, cut.how)
+        match cut.how:
+            case "half":
+                await sink.send_eof()
+            case "slow":
+                await trio.sleep(SLOW_CLOSE)
+                self._end(link, "close")
+            case how:
+                self._end(link, how)
         cut.happened.set()
         return False
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
+    from tests.redis_server import RedisServer
+
 P = TypeVar("P", bound=WorkPlan | PublishPlan)
 
 LEASE = 1.0
@@ -199,6 +201,25 @@ class Scene:
         program = Program(plan, process, Reader(self.folder / f"{plan.name}.journal"), errors)
         self.programs.append(program)
         return program
+
+
+TRANSIENT = ("clipped", "consumers", "inbox", "later", "lease", "order", "scheduled", "tries", "waiting")
+"""Keys that are there only while something runs or waits."""
+
+
+def leftovers(server: RedisServer) -> list[str]:
+    """What should not be in a store in which nothing runs and nothing waits."""
+    with server.sync() as redis:
+        names = [name.decode() for name in redis.scan_iter()]
+        groups = [
+            (name, group)
+            for name in names
+            if name.startswith("omni-stream:")
+            for group in redis.xinfo_groups(name)
+            if group["pending"] or len(redis.xinfo_consumers(name, group["name"])) > 1
+        ]
+    kinds = tuple(f"omni-{kind}" for kind in TRANSIENT)
+    return [*(name for name in names if name.startswith(kinds)), *map(str, groups)]
 
 
 async def works_again(scene: Scene, name: str) -> None:

@@ -103,13 +103,20 @@ def test_a_fault_explains_a_repetition_when_it_befell_the_first_owner_in_between
 def test_a_lease_that_ended_explains_a_repetition_of_what_its_process_had() -> None:
     check(history(*AGAIN, ("lapse", "w1", ""))).verify()
     with pytest.raises(AssertionError, match="repeated without cause"):
-        check(history(*AGAIN, ("lapse", "w2", ""))).verify()
+        check(history(*AGAIN, ("lapse", "w3", ""))).verify()
 
 
 def test_what_was_settled_is_never_repeated_whatever_was_killed() -> None:
     facts: list[tuple[Kind, str, str]] = [*GOOD[:5], ("start", "w2", "a"), GOOD[5]]
-    report = check(history(*facts), [Fault("kill", 3.0, 9.0, None)])
+    report = check(history(*facts), [Fault("kill", 3.0, 9.0, None), Fault("suspend", 1.0, 9.0, "w1")])
     assert [repetition.is_settled for repetition in report.unexplained] == [True]
+
+
+def test_who_slept_may_begin_what_others_have_settled() -> None:
+    facts: list[tuple[Kind, str, str]] = [*GOOD[:5], ("start", "w2", "a"), ("late", "w2", "a"), GOOD[5]]
+    check(history(*facts), [Fault("suspend", 1.0, 5.5, "w2")]).verify()
+    with pytest.raises(AssertionError, match="repeated without cause"):
+        check(history(*facts), [Fault("suspend", 1.0, 4.5, "w2")]).verify()
 
 
 def test_what_a_destroyed_group_had_in_hand_may_be_begun_again_but_is_committed_once() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 import trio
 
-from tests.faults.scene import LONG_LEASE, SLOW, open_scene, works_again
+from tests.faults.scene import LONG_LEASE, SLOW, leftovers, open_scene, works_again
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tests.faults.checker import Report
     from tests.faults.scene import Program, Scene
 
-ROUNDS = 12 if SLOW else 2
+ROUNDS = 12 if SLOW else 1
 
-TASKS_A_ROUND = 300 if SLOW else 100
+TASKS_A_ROUND = 300 if SLOW else 80
 
 
 def start_load(scene: Scene, name: str) -> Program:
@@ -51,9 +51,9 @@ async def test_kill_9_of_redis(fsync: Literal["always", "everysec"], tmp_path: P
         open_scene(tmp_path / "scene", server.url, lease=LONG_LEASE) as scene,
     ):
         workers = [scene.worker(f"w{number}", is_chained=True) for number in range(2)]
-        publishers = [start_load(scene, f"p{number}") for number in range(2)]
+        publishers = [start_load(scene, f"p{number}") for number in range(2 if SLOW else 1)]
         await scene.up(*workers, *publishers)
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS + 1):
             await scene.handled_more(TASKS_A_ROUND)
             await trio.sleep(chance.uniform(0, 0.1))
             await restart(server, scene)
@@ -64,6 +64,7 @@ async def test_kill_9_of_redis(fsync: Literal["always", "everysec"], tmp_path: P
         assert not report.repetitions
         for worker in workers:
             await scene.stop(worker)
+        assert leftovers(server) == []
 
 
 async def test_kill_9_of_workers_and_publishers(brief: Scene, chance: random.Random) -> None:
@@ -99,6 +100,9 @@ async def test_kill_9_of_redis_and_of_workers(server: RedisServer, brief: Scene,
     await brief.up(*workers)
     await brief.handled_more(TASKS_A_ROUND)
     await finish(brief, publisher)
+    for worker in workers:
+        await brief.stop(worker)
+    assert leftovers(server) == []
 
 
 async def test_a_worker_that_sleeps_past_its_lease(brief: Scene, chance: random.Random) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.faults.proxy import Proxy, Weather, closed_port, open_mute_port, open_proxy
+from tests.faults.proxy import SLOW_CLOSE, Proxy, Weather, closed_port, open_mute_port, open_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -81,6 +81,15 @@ async def test_a_cut_request_reaches_the_server_in_part() -> None:
         await stream.send_all(b"0123456789")
         # The server saw the end of its input after four bytes, answered them and closed.
         assert await read_all(stream) == b"0123"
+
+
+async def test_a_slow_close_comes_after_silence() -> None:
+    async with echo() as proxy, await trio.open_tcp_stream("127.0.0.1", proxy.port) as stream:
+        proxy.cut_after("reply", 4, how="slow")
+        began = trio.current_time()
+        await stream.send_all(b"0123456789")
+        assert await read_all(stream) == b"0123"
+        assert trio.current_time() - began >= SLOW_CLOSE
 
 
 async def test_a_cut_counts_over_connections_and_happens_once() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.faults.scene import Program, Scene
     from tests.redis_server import RedisServer
 
-ROUNDS = 20 if SLOW else 3
+ROUNDS = 20 if SLOW else 2
 
 TASKS_A_ROUND = 60
 
@@ -30,7 +30,7 @@ async def begin(scene: Scene, *, workers: int = 1) -> Program:
 
 
 async def test_client_kill_of_every_connection(server: RedisServer, scene: Scene, chance: random.Random) -> None:
-    publisher = await begin(scene, workers=2)
+    publisher = await begin(scene)
     for _ in range(ROUNDS):
         server.command("CLIENT", "KILL", "TYPE", "normal")
         await scene.handled_more(TASKS_A_ROUND)

@@ -51,6 +51,10 @@ class Model:
     _remembered: dict[tuple[str, str], tuple[float, Fate]] = field(default_factory=dict)
     _last_serial: int = 0
 
+    def become(self, other: Model) -> None:
+        """Be in the state of another one, which is not used any more."""
+        vars(self).update(vars(other))
+
     # -- publishing -----------------------------------------------------------------------------
 
     def publish(self, publications: Sequence[Publication], now: float) -> list[Fate]:
@@ -126,23 +130,33 @@ class Model:
 
     def _take(self, consumer: str, want: Want, now: float) -> list[Place]:
         group = self.group(want.topic, want.agent)
-        if want.agent in self.paused or want.credit <= 0:
-            return []
-        group.withdrawn.discard(consumer)
-        taken = [place for place in group.owned(consumer) if place.is_handed][: want.credit]
-        for place in taken:
+        handed, fresh = self._choose(group, consumer, want, now)
+        if want.agent not in self.paused and want.credit > 0:
+            group.withdrawn.discard(consumer)
+        for place in handed:
             place.is_handed = False
-        if want.is_ordered and group.gate() not in {None, consumer}:
-            return taken
-        room = want.credit - len(taken)
-        if want.limit is not None:
-            room = min(room, want.limit - len(group.owned()))
-        fresh = [*(place for place in group.free() if place.due <= now), *self._new(group)][: max(room, 0)]
         for place in fresh:
             place.owner, place.awaits_claim = consumer, want.is_ordered
             group.places[place.item.serial] = place
-        group.cursor = max(group.cursor, *(place.item.serial for place in fresh), 0)
-        return taken + fresh
+            group.cursor = max(group.cursor, place.item.serial)
+        return handed + fresh
+
+    def _choose(self, group: Group, consumer: str, want: Want, now: float) -> tuple[list[Place], list[Place]]:
+        """What there is for a consumer: handed over to it, and for anybody."""
+        if want.agent in self.paused or want.credit <= 0:
+            return [], []
+        handed = [place for place in group.owned(consumer) if place.is_handed][: want.credit]
+        if want.is_ordered and group.gate() not in {None, consumer}:
+            return handed, []
+        room = want.credit - len(handed)
+        if want.limit is not None:
+            room = min(room, want.limit - len(group.owned()))
+        fresh = [*(place for place in group.free() if place.due <= now), *self._new(group)]
+        return handed, fresh[: max(room, 0)]
+
+    def has_for(self, consumer: str, want: Want, now: float) -> bool:
+        """Whether a fetch would take something."""
+        return any(self._choose(self.group(want.topic, want.agent), consumer, want, now))
 
     def _new(self, group: Group) -> list[Place]:
         items = [item for item in self.streams[group.topic] if item.serial > group.cursor]

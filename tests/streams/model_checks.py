@@ -12,9 +12,10 @@ from omniactors.streams.backend import GroupInfo, StreamInfo
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from omniactors.streams.backend import Backend, DeadLetter
+    from omniactors.streams.backend import Backend, DeadLetter, Entry, Published
+    from omniactors.streams.settlement import Publication
     from tests.streams.model import Model
-    from tests.streams.model_state import Letter
+    from tests.streams.model_state import Fate, Letter, Place
     from tests.streams.model_subject import Subject
 
 TOLERANCE = 10.0
@@ -48,6 +49,26 @@ class Checks:
         }
         for number, known in others.items():
             assert (order_of(known) < order_of(entry_id)) == (number < serial), (known, entry_id)
+
+    def serial_of(self, topic: str, entry_id: str) -> int:
+        """The number of an entry."""
+        (serial,) = (
+            number
+            for number, known in self._entry_ids.items()
+            if known == entry_id and self._model.items[number].topic == topic
+        )
+        return serial
+
+    def copy(self, model: Model) -> Checks:
+        """The same for a copy of the model."""
+        other = Checks(model, self._subject)
+        other._entry_ids |= self._entry_ids
+        other._letter_ids |= self._letter_ids
+        return other
+
+    def become(self, other: Checks) -> None:
+        """Know what another one knows, which is not used any more."""
+        self._entry_ids, self._letter_ids = other._entry_ids, other._letter_ids
 
     def letter_id(self, number: int) -> str:
         """The id of a dead letter that was seen."""
@@ -116,6 +137,27 @@ class Checks:
             for group, own in zip(observed.groups, expected.groups, strict=False)
         ]
         return msgspec.structs.replace(observed, length=near(observed.length, expected.length), groups=groups)
+
+    def compare_published(
+        self, publications: Sequence[Publication], answers: Sequence[Published], fates: Sequence[Fate]
+    ) -> None:
+        """The fate of each publication."""
+        for publication, answer, fate in zip(publications, answers, fates, strict=True):
+            assert (answer.task_id, answer.duplicate) == (publication.task_id, fate.is_duplicate)
+            if fate.item is not None:
+                self.learn(fate.item.serial, answer.entry_id)
+            elif not fate.is_duplicate:
+                assert answer.entry_id == ""
+
+    def compare_entries(
+        self, consumer: str, group: tuple[str, str], entries: Sequence[Entry], places: Sequence[Place]
+    ) -> None:
+        """What a consumer was given of a group."""
+        expected = [(place.item.body, place.attempts, place.crashes) for place in places]
+        assert [(entry.body, entry.attempts, entry.crashes) for entry in entries] == expected, group
+        for place, entry in zip(places, entries, strict=True):
+            assert entry.key.consumer == consumer
+            self.learn(place.item.serial, entry.key.entry_id)
 
     async def _check_letters(self, backend: Backend) -> None:
         for topic in self._model.topics():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.streams import model_steps as steps
 from tests.streams.model import Model
 from tests.streams.model_player import Player
+from tests.streams.model_table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ class Focus:
         return WEIGHTS.get(kind, 1) + (8 if kind in self.common else 0)
 
 
-WEIGHTS = {"Publish": 15, "Fetch": 20, "Settle": 12, "Claim": 4, "Wait": 8, "Step": 3, "Release": 3, "Replay": 2}
+WEIGHTS = {"Publish": 8, "Fetch": 16, "Settle": 14, "Claim": 2, "Step": 3, "Release": 3, "Together": 6, "Replay": 2}
 """How often kinds of steps come, beside all others."""
 
 LENGTHS = (1, 3, 8, 15, 20, 20, 25, 25, 30, 30, 35, 35, *((40, 50, 60, 80) if IS_DEEP else ()))
@@ -64,19 +65,19 @@ LENGTHS = (1, 3, 8, 15, 20, 20, 25, 25, 30, 30, 35, 35, *((40, 50, 60, 80) if IS
 FOCI = (
     Focus(),
     Focus(topics=steps.TOPICS, agents=steps.AGENTS, consumers=3, limits=(None, None, 1, 3)),
-    Focus(agents=("keyed",), common=("Claim", "Fetch", "Wait")),
-    Focus(
-        agents=("keyed",), consumers=3, limits=(None, None, None, 3), common=("Claim", "Fetch", "Withdraw", "Release")
-    ),
+    Focus(agents=("keyed",), common=("Claim", "Fetch")),
+    Focus(agents=("keyed",), limits=(None, None, None, 3), common=("Fetch", "Withdraw", "Release")),
     Focus(agents=("keyed", "plain"), common=("Claim", "Expire", "Stop", "Crash")),
     Focus(agents=("plain", "other"), common=("dead", "Replay", "List", "Purge")),
     Focus(agents=("plain", "keyed"), common=("dead", "Replay", "Claim")),
-    Focus(topics=steps.TOPICS, agents=("plain", "other"), common=("delayed", "Step", "retry", "Intrude")),
-    Focus(agents=("plain", "other"), limits=(1, 2, 3, None), common=("Wait", "Pause", "Resume", "Release")),
+    Focus(topics=steps.TOPICS, agents=("plain", "other"), common=("delayed", "Step", "retry")),
+    Focus(agents=("plain", "other"), common=("named", "Step", "Intrude")),
+    Focus(agents=("plain", "other"), limits=(1, 2, 3, None), common=("Pause", "Resume", "Release")),
 )
 
 DELAYS = st.sampled_from([0.0, 0.0, steps.SOON, steps.LATER, steps.MUCH_LATER])
 PICKS = st.integers(0, 9)
+NAMES = st.sampled_from(["x", "y"])
 LIMITS = st.sampled_from([None, None, None, 6, 10])
 """Of the streams' lengths."""
 
@@ -86,7 +87,7 @@ def pubs(focus: Focus) -> st.SearchStrategy[steps.Pub]:
     topics = st.sampled_from(focus.topics)
     choices = [
         (12, st.builds(steps.Pub, topics)),
-        (2, st.builds(steps.Pub, topics, st.sampled_from(["x", "y"]), st.booleans(), DELAYS)),
+        (2 * focus.weight("named"), st.builds(steps.Pub, topics, NAMES, st.booleans(), DELAYS)),
         (focus.weight("delayed"), st.builds(steps.Pub, topics, delay=DELAYS)),
         (focus.weight("delayed"), st.builds(steps.Pub, topics, at=st.integers(-1, 4))),
     ]
@@ -139,11 +140,13 @@ def script_about(focus: Focus) -> st.SearchStrategy[list[steps.AnyStep]]:
         "Fetch": st.builds(steps.Fetch, slots, tuples(asks, 1, len(focus.agents)), st.sampled_from([100, 100, 0, 1])),
         "Settle": st.builds(steps.Settle, slots, tuples(picks, 1, 4)),
         "Claim": st.builds(steps.Claim, slots, st.sampled_from([100, 1, 2])),
-        "Wait": st.builds(steps.Wait),
         "Step": st.builds(steps.Step, st.integers(1, 3)),
         "Release": st.builds(steps.Release, slots, tuples(PICKS, 0, 3)),
         "Create": st.builds(steps.Create, tuples(st.tuples(topics, agents), 0, 2)),
         "Intrude": st.builds(steps.Intrude, slots, PICKS, st.none() | ends(focus), st.booleans()),
+        "Together": st.builds(
+            steps.Together, slots, tuples(pubs(focus), 0, 2), tuples(picks, 0, 3), tuples(PICKS, 0, 2), asks
+        ),
         "Withdraw": st.builds(steps.Withdraw, slots),
         "Stop": st.builds(steps.Stop, slots),
         "Crash": st.builds(steps.Crash, slots),
@@ -179,6 +182,16 @@ def tuples(strategy: st.SearchStrategy[T], least: int, most: int) -> st.SearchSt
 
 SCRIPTS = st.sampled_from(FOCI).flatmap(script_about)
 
+SHORT_RESULT: list[steps.AnyStep] = [
+    steps.Create((("a", "plain"), ("a", "keyed"))),
+    steps.Publish((steps.Pub("a"),)),
+    steps.Fetch(0, (steps.Ask("a", "plain", 1), steps.Ask("a", "keyed", 1)), 1),
+    steps.Settle(0, ((1, steps.End("done", "success")),)),
+    steps.Settle(0, ((0, steps.End("done", "success", steps.SOON)),)),
+    steps.Step(1),
+]
+"""Once the short life of one agent's result ended those of all others of the task."""
+
 
 def examples(number: int) -> settings:
     """So many scripts in the suite."""
@@ -197,7 +210,7 @@ def play(subject: Subject, script: Sequence[steps.AnyStep], limit: int | None) -
         model = Model(dedupe_window=DEDUPE_WINDOW, stream_limit=limit)
         with trio.fail_after(SCRIPT_LIMIT):
             async with trio.open_nursery() as nursery:
-                await Player(subject, model, nursery).play(script)
+                await Player(Table(subject, model), nursery).play(script)
 
     try:
         trio.run(main)

@@ -19,8 +19,6 @@ TICK = 60.0
 
 SOON, LATER, MUCH_LATER = 30.0, 90.0, 150.0
 
-Delay = Literal[0, 30, 90, 150]
-
 
 @dataclass(frozen=True)
 class Pub:
@@ -115,15 +113,21 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Together:
+    """The consumer publishes, settles, releases and fetches at one time."""
+
+    slot: int
+    pubs: tuple[Pub, ...]
+    picks: tuple[tuple[int, End], ...]
+    releases: tuple[int, ...]
+    ask: Ask
+
+
+@dataclass(frozen=True)
 class Withdraw:
     """The consumer takes no more of its ordered groups."""
 
     slot: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Every consumer for which there is more to fetch than its last fetch found is woken."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +223,8 @@ AnyStep = (
     | Settle
     | Intrude
     | Release
+    | Together
     | Withdraw
-    | Wait
     | Stop
     | Crash
     | Expire

@@ -155,9 +155,7 @@ class Tour:
             nursery.start_soon(one.wait_results, "nothing", 0)
             nursery.start_soon(one.wait_results, "waking", 0)
             await trio.sleep(0.05)
-            await one.settle_many(
-                [done(entry, result=record("waking")) for entry in await _fetch(one, "other", AGENT)]
-            )
+            await one.settle_many([done(entry, result=record("waking")) for entry in await _fetch(one, "other", AGENT)])
             await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypothesis import given
+from hypothesis import example, given
 
 from tests.redis_server import redis_server
 from tests.streams.model_redis import RedisSubject
-from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, examples, play
+from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, SHORT_RESULT, examples, play
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["redis_server"]
 
 
-@examples(50)
+@examples(40)
 @given(script=SCRIPTS, limit=LIMITS)
+@example(script=SHORT_RESULT, limit=None)
 def test_redis_goes_as_the_model(redis_server: RedisServer, script: list[AnyStep], limit: int | None) -> None:
     play(RedisSubject(redis_server, dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)

@@ -6,23 +6,25 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hypothesis import given
+from hypothesis import example, given
 
-from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, examples, play
+from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, SHORT_RESULT, examples, play
 from tests.streams.model_sqlite import FileSubject, MemorySubject
 
 if TYPE_CHECKING:
     from tests.streams.model_steps import AnyStep
 
 
-@examples(70)
+@examples(60)
 @given(SCRIPTS, LIMITS)
+@example(SHORT_RESULT, None)
 def test_memory_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     play(MemorySubject(dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)
 
 
-@examples(70)
+@examples(60)
 @given(SCRIPTS, LIMITS)
+@example(SHORT_RESULT, None)
 def test_a_file_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         play(FileSubject(Path(folder) / "omni.db", dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)

@@ -406,3 +406,30 @@ class TestStrangers:
             assert "s3cr3t" not in str(caught.value)
             raw.acl_setuser("weak", commands=["+xpending"])
         await backend.close()
+
+
+class TestLookingAround:
+    async def test_a_group_that_nobody_reads_is_found(self, backend: RedisBackend, raw: Any) -> None:
+        await backend.create_groups([(TOPIC, AGENT)])
+        await backend.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
+        raw.xgroup_create(STREAM, f"group:{TOPIC}:agent-1234", "0")
+        await backend.publish(numbered(3))
+        (unread,) = [found for found in await backend.diagnose() if found.check == "unread group"]
+        assert "agent-1234" in unread.message
+        assert "3 entries" in unread.message
+        assert "XGROUP DESTROY" in unread.advice
+
+    async def test_what_was_trimmed_unread_waits_no_more(self, backend: RedisBackend, raw: Any) -> None:
+        await backend.create_groups([(TOPIC, AGENT)])
+        await backend.publish(numbered(3))
+        raw.xtrim(STREAM, maxlen=0, approximate=False)
+        assert (await group(backend)).waiting == 0
+
+    async def test_an_agent_of_another_program_may_have_a_colon_in_its_name(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        raw.xgroup_create(STREAM, f"group:{TOPIC}:a:b", "0", mkstream=True)
+        raw.xadd(f"omni-dlq:group:{TOPIC}:a:b", {"data": '{"topic": "work", "failed_message": {"x": 1}}'})
+        assert (await group(backend, "a:b")).dead == 1
+        (letter,) = await backend.dead_letters(TOPIC, limit=9)
+        assert (letter.agent, letter.failed_message) == ("a:b", {"x": 1})

@@ -1,8 +1,9 @@
-"""What docs/migration.md says about a group that another program has made, and left."""
+"""What docs/migration.md and docs/operations.md say about groups that another program has made, or left."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,13 +11,28 @@ import redis
 import trio
 
 from omniactors import StreamFull
-from omniactors.streams.backend import Want
+from omniactors.streams.backend import AgentRecord, Want
 from omniactors.streams.redis.backend import RedisBackend
+from omniactors.streams.settlement import Retry
 from tests.redis_server import RedisServer
-from tests.streams.contract_kit import AGENT, TOPIC, done, event, next_fetch, numbered, numbers, serving
+from tests.source import ROOT
+from tests.streams.contract_kit import (
+    AGENT,
+    TOPIC,
+    dead,
+    done,
+    event,
+    eventually,
+    fetch,
+    next_fetch,
+    numbered,
+    numbers,
+    serving,
+    settle_all,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
 LEASE = 0.5
@@ -88,3 +104,36 @@ async def test_a_stream_that_only_others_read_is_trimmed_at_its_limit(server: Re
     await backend.publish([event("more")])
     assert raw.xlen(STREAM) == 5
     await backend.close()
+
+
+async def test_the_documented_commands_remove_an_agent_that_is_gone(server: RedisServer, raw: redis.Redis) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```text\n(XGROUP DESTROY .*?)```", text, re.DOTALL)
+    backend = RedisBackend(server.url, lease=LEASE)
+    await backend.save_agents([AgentRecord(topic=TOPIC, name="gone"), AgentRecord(topic=TOPIC, name=AGENT)])
+    await backend.create_groups([(TOPIC, "gone"), (TOPIC, AGENT)])
+    await backend.publish(numbered(5))
+    with trio.fail_after(20):
+        async with serving(backend):
+            first, second, third = await fetch(backend, 3, agent="gone")
+            await backend.settle_many([done(first), done(second, retry=Retry(after=3600, attempts=1))])
+            await backend.settle_many([done(third, dead=dead())])
+        async with serving(backend):
+            await settle_all(backend, await fetch(backend))
+            assert raw.xlen(STREAM) == 3
+            for line in block.splitlines():
+                server.command(*line.replace("TOPIC", TOPIC).replace("AGENT", "gone").split())
+            await eventually(_is_empty(raw))
+            (stream,) = await backend.streams()
+            assert [group.agent for group in stream.groups] == [AGENT]
+            assert [agent.name for agent in await backend.list_agents()] == [AGENT]
+            # Its dead letters are kept: they are somebody's work that was not done.
+            assert raw.keys("*gone*") == [b"omni-dlq:group:work:gone"]
+    await backend.close()
+
+
+def _is_empty(raw: redis.Redis) -> Callable[[], Awaitable[bool]]:
+    async def is_empty() -> bool:
+        return raw.xlen(STREAM) == 0
+
+    return is_empty

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import Finding
+from omniactors.streams.envelope import INTERNAL_PREFIX
+from omniactors.streams.redis.keys import group_name, group_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -177,20 +179,34 @@ def _clock(skew: float) -> Finding:
 
 
 async def _streams(calls: Calls, keys: Keys) -> list[Finding]:
-    """Signs of publishers that trim."""
+    """Signs of publishers that trim, and of groups that nobody reads."""
     findings = []
     groups = [member.decode() for member in await calls.command("SMEMBERS", keys.groups)]
-    topics = sorted({group.removeprefix("group:").rpartition(":")[0] for group in groups})
-    for topic in topics:
-        length = await calls.command("XLEN", keys.stream(topic))
-        if not OMNIDAEMON_LENGTH * 0.99 <= length <= OMNIDAEMON_LENGTH * 1.02:
-            continue
-        findings.append(
-            Finding(
-                check="trimming",
-                status="warning",
-                message=f"the stream of {topic!r} has {length:,} entries, where OmniDaemon's publishers begin to trim",
-                advice="move its publishers over, or have its agents catch up: what they trim is lost unread",
-            )
-        )
+    registered = {field.decode() for field in await calls.command("HKEYS", keys.agents)}
+    for topic in sorted({group_parts(group)[0] for group in groups}):
+        length, _, rows = await calls.script("inspect", [topic])
+        if OMNIDAEMON_LENGTH * 0.99 <= length <= OMNIDAEMON_LENGTH * 1.02:
+            findings.append(_trimming(topic, length))
+        for name, new, *_ in rows:
+            agent = name.decode().removeprefix(group_name(topic, ""))
+            if new and not topic.startswith(INTERNAL_PREFIX) and f"{agent}:{topic}" not in registered:
+                findings.append(_unread(keys.stream(topic), name.decode(), new))
     return findings
+
+
+def _trimming(topic: str, length: int) -> Finding:
+    return Finding(
+        check="trimming",
+        status="warning",
+        message=f"the stream of {topic!r} has {length:,} entries, where OmniDaemon's publishers begin to trim",
+        advice="move its publishers over, or have its agents catch up: what they trim is lost unread",
+    )
+
+
+def _unread(stream: str, group: str, count: int) -> Finding:
+    return Finding(
+        check="unread group",
+        status="warning",
+        message=f"{group!r} belongs to no registered agent and keeps {count:,} entries of {stream!r} from being deleted",
+        advice=f"start its agent again, or XGROUP DESTROY {stream} {group}",
+    )

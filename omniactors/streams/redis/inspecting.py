@@ -41,7 +41,7 @@ class Inspector:
             topic=topic,
             length=length,
             scheduled=scheduled,
-            groups=sorted(map(_group_info, groups), key=lambda g: g.agent),
+            groups=sorted((_group_info(topic, row) for row in groups), key=lambda group: group.agent),
         )
 
     async def _groups(self) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ class Inspector:
             return [where.agent]
         agents = {agent for name, agent in await self._groups() if name == topic}
         _, _, groups = await self._calls.script("inspect", [topic])
-        return sorted(agents | {_agent_of(group[0]) for group in groups})
+        return sorted(agents | {_agent_of(topic, row[0]) for row in groups})
 
     async def _meant(self, topic: str, where: DeadFilter, limit: int, *, is_oldest_first: bool) -> list[DeadLetter]:
         """The first `limit` that are meant, of all agents."""
@@ -152,14 +152,14 @@ class Inspector:
         return found
 
 
-def _group_info(row: list[Any]) -> GroupInfo:
+def _group_info(topic: str, row: list[Any]) -> GroupInfo:
     name, new, due, held, delayed, dead = row
-    return GroupInfo(agent=_agent_of(name), waiting=new + due, pending=held, delayed=delayed, dead=dead)
+    return GroupInfo(agent=_agent_of(topic, name), waiting=new + due, pending=held, delayed=delayed, dead=dead)
 
 
-def _agent_of(group: bytes) -> str:
-    """The agent of a group, or the whole name of a group that another program made in its own way."""
-    return group_parts(group.decode())[1] or group.decode()
+def _agent_of(topic: str, group: bytes) -> str:
+    """The agent of a topic's group, or the whole name of a group that another program made in its own way."""
+    return group.decode().removeprefix(group_name(topic, ""))
 
 
 def _age(letter: DeadLetter) -> tuple[int, ...]:

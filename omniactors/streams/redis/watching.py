@@ -78,9 +78,10 @@ class Watcher:
         """
         generation, failures, topics = self._calls.generation, 0, frozenset(positions)
         await trio.lowlevel.checkpoint()
-        if passed := frozenset(topic for topic in topics if positions[topic] < self._fetches.get(topic, 0)):
-            return passed
         while True:
+            # Looked at after each reply: a fetch for one group may have hidden what is news to another one.
+            if passed := frozenset(topic for topic in topics if positions[topic] < self._fetches.get(topic, 0)):
+                return passed
             if self._is_all_changed:
                 self._is_all_changed = False
                 return topics

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,9 +30,18 @@ def anchor(name: str, work: Work, url: str, *, tasks: int, publishers: int = 1) 
 
     Raises RuntimeError when the program fails, and subprocess.TimeoutExpired.
     """
+    arguments = ["-m", f"tests.benchmarks.anchors.with_{name}", work, url, str(tasks), str(publishers)]
     for python in pythons():
-        command = [python, "-m", f"tests.benchmarks.anchors.with_{name}", work, url, str(tasks), str(publishers)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        with tempfile.TemporaryDirectory() as folder:  # some write files wherever they are
+            done = subprocess.run(
+                [python, *arguments],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
         if done.returncode == 0:
             return float(done.stdout.split()[-1])  # after whatever the library prints
         if done.returncode != MISSING:

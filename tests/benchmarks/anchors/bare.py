@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 
 import hiredis
 import msgspec
+import outcome
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 BATCH = 100
+FILL = 1_000
 DAY = 86_400_000
 """Milliseconds that a result is kept."""
 STREAM = "omni-stream:square"
@@ -121,10 +123,54 @@ async def square(number: int) -> int:
     return number**2
 
 
-async def publish(url: str, *, batch: int, tasks: int) -> float:
-    """Publishes per second, so many of them together."""
+class Line:
+    """One connection for many tasks: what they have ready when it is free goes out together."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._ready: list[tuple[trio.lowlevel.Task, tuple[str | bytes | int, ...]]] = []
+
+    async def call(self, command: tuple[str | bytes | int, ...]) -> Any:
+        """The reply to a command; the caller is not cancelled."""
+        self._ready.append((trio.lowlevel.current_task(), command))
+        return await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+
+    async def run(self) -> None:
+        """Carry the commands until cancelled; one of the tasks is always about to call."""
+        while True:
+            await trio.lowlevel.checkpoint()
+            ready, self._ready = self._ready, []
+            if ready:
+                replies = await self._connection.pipeline(command for _, command in ready)
+                for (task, _), reply in zip(ready, replies, strict=True):
+                    trio.lowlevel.reschedule(task, outcome.Value(reply))
+
+
+async def publish(url: str, *, publishers: int, tasks: int) -> float:
+    """Publishes per second by so many trio tasks, each one waiting for its own; a single one needs no `Line`."""
+
+    async def some(call: Callable[[tuple[str | bytes | int, ...]], Awaitable[Any]]) -> None:
+        for number in range(tasks // publishers):
+            await call(entry(number))
+
     async with connect(url) as connection:
         begun = time.perf_counter()
-        for start in range(0, tasks, batch):
-            await connection.pipeline(entry(number) for number in range(start, start + batch))
-        return tasks / (time.perf_counter() - begun)
+        if publishers == 1:
+            await some(lambda command: connection.pipeline([command]))
+            return tasks / (time.perf_counter() - begun)
+        line = Line(connection)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(line.run)
+            async with trio.open_nursery() as publishing:
+                for _ in range(publishers):
+                    publishing.start_soon(some, line.call)
+            elapsed = time.perf_counter() - begun
+            nursery.cancel_scope.cancel()
+        return tasks / elapsed
+
+
+async def fill(url: str, *, tasks: int) -> None:
+    """Publish so many as fast as can be."""
+    async with connect(url) as connection:
+        for start in range(0, tasks, FILL):
+            await connection.pipeline(entry(number) for number in range(start, min(start + FILL, tasks)))

@@ -5,7 +5,8 @@ local key, time, groups = stream_of(topic), now(), {}
 
 -- How many entries come after the last one that was delivered.
 local function new_of(group, pending)
-    if group['lag'] then return group['lag'] end
+    -- What others trimmed away still counts as lag.
+    if group['lag'] then return math.min(group['lag'], call('XLEN', key)) end
     local count, start = 0, '(' .. group['last-delivered-id']
     while true do
         local rows = call('XRANGE', key, start, '+', 'COUNT', 500)

@@ -161,8 +161,8 @@ end
 
 -- Append one publication {topic, task_id or '', body, at or 0, delay}; its entry id, '' while it is delayed.
 local function append(publication, time)
-    local topic, body, due = publication[1], publication[3], publication[4]
-    if due == 0 then due = time + publication[5] end
+    local topic, body, due, delay = publication[1], publication[3], publication[4], publication[5]
+    if due == 0 and delay > 0 then due = time + delay end
     if due > time then
         local serial = string.format('%016.0f ', call('INCR', P .. 'omni-serial'))
         call('ZADD', later_of(topic), due, serial .. body)

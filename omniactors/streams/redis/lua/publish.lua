@@ -26,7 +26,13 @@ if limit >= 0 then
     end
 end
 
-local time, ids = now(), {}
+local time, ids = 0, {}
+for _, publication in ipairs(publications) do
+    if publication[4] > 0 or publication[5] > 0 then
+        time = now()
+        break
+    end
+end
 for i, publication in ipairs(publications) do ids[i] = append_once(publication, time, window) end
 -- Where only other programs read, nobody else trims what all of them have finished.
 if caller[3] % 256 == 0 then trim(publications[1][1]) end
