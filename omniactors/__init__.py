@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from omniactors.actors.notices import (
         ChildExited,
         ChildRestartScheduled,
-        ChildStartFailed,
         ChildStarted,
+        ChildStartFailed,
         ChildStopped,
         ChildStuck,
         MessagesLost,

@@ -19,6 +19,7 @@ from redis import exceptions
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendClosed, BackendError, BackendUnusable
 from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable, server_error
+from omniactors.streams.redis.keys import has_hash_tag
 from omniactors.streams.redis.scripts import pack, script
 
 if TYPE_CHECKING:
@@ -136,6 +137,9 @@ class Calls:
                         raise BackendClosed(f"{self.redis.location} was closed") from None
                     if not is_passing(error) or trio.current_time() >= give_up:
                         raise self.translate(error, is_unknown=is_unknown) from None
+                    if isinstance(error, exceptions.ReadOnlyError):
+                        # A primary that was replaced: its name may lead to another server by now.
+                        await self.redis.aclose()
                     attempt += 1
                     if attempt == 1 and patience == math.inf:
                         logger.warning("%s", self.translate(error, is_unknown=is_unknown))
@@ -144,11 +148,23 @@ class Calls:
             self._in_flight -= 1
 
     async def _check_server(self) -> None:
-        """Raise BackendUnusable unless the server is a Redis 6.2 or newer, or a Valkey."""
+        """Raise BackendUnusable unless the server is a Redis 6.2 or newer, or a Valkey, that can hold all our keys."""
+        where = self.redis.location
         found = await self.redis.call("COMMAND", "INFO", "XAUTOCLAIM", "EVALSHA")
         if not isinstance(found, list) or not all(found):
-            raise BackendUnusable(f"{self.redis.location} is too old: Redis 6.2 or newer, or Valkey, is needed")
+            raise BackendUnusable(f"{where} is too old: Redis 6.2 or newer, or Valkey, is needed")
+        if not has_hash_tag(self._keys.prefix) and await self._is_cluster():
+            raise BackendUnusable(
+                f"{where} is part of a cluster, and a cluster takes keys together only when they carry one hash tag: "
+                "set OMNIACTORS_PREFIX to one, as in {work}:"
+            )
         self._is_checked = True
+
+    async def _is_cluster(self) -> bool:
+        try:
+            return b"cluster_enabled:1" in await self.redis.call("INFO", "cluster")
+        except exceptions.NoPermissionError:
+            return False
 
     def translate(self, error: Exception, *, is_unknown: bool = False) -> BackendError:
         """The error as one sentence of ours, without secrets."""

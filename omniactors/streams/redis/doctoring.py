@@ -207,6 +207,6 @@ def _unread(stream: str, group: str, count: int) -> Finding:
     return Finding(
         check="unread group",
         status="warning",
-        message=f"{group!r} belongs to no registered agent and keeps {count:,} entries of {stream!r} from being deleted",
+        message=f"{group!r} belongs to no registered agent and holds back {count:,} entries of {stream!r}",
         advice=f"start its agent again, or XGROUP DESTROY {stream} {group}",
     )

@@ -69,7 +69,12 @@ class Inspector:
         return await self._meant(topic, where, limit, is_oldest_first=False)
 
     async def replay(self, topic: str, where: DeadFilter, limit: int) -> int:
-        """Give the oldest that are meant back to their groups; raises StreamFull."""
+        """Give the oldest that are meant back to their groups; raises StreamFull when they do not all fit."""
+        if self._limit is not None:
+            meant = await self._meant(topic, where, limit, is_oldest_first=True)
+            length, scheduled, _ = await self._calls.script("inspect", [topic])
+            if meant and length + scheduled + len(meant) > self._limit:
+                raise StreamFull(topic, length + scheduled, self._limit)
 
         async def move(agent: str, letters: list[DeadLetter]) -> int:
             bodies = [[letter.id, raw(body_of_letter(letter))] for letter in letters]

@@ -60,3 +60,9 @@ def group_parts(group: str) -> tuple[str, str]:
 def clean(text: str) -> str:
     """The text without lone surrogates, which UTF-8 cannot hold."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def has_hash_tag(prefix: str) -> bool:
+    """Whether all keys with this prefix are in one slot of a cluster (Redis Cluster Specification, hash tags)."""
+    start = prefix.find("{")
+    return start >= 0 and prefix.find("}", start + 1) > start + 1

@@ -26,6 +26,10 @@ class Wire:
         self._socket = sock
         self._rest = memoryview(b"")
 
+    def __del__(self) -> None:
+        # Publishing needs no shutdown: what nobody uses any more is closed without a word.
+        self._socket.close()
+
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
