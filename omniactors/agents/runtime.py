@@ -274,6 +274,7 @@ class AgentRuntime:
         lane.is_closed = True
         self._demand.remove(member.subscription)
         self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+        self._settler.withdraw(member.subscription.groups)
         self._bus.publish(Event(event_type="router.paused", data={"agent": member.subscription.name, "why": "gave up"}))
 
     def _release_all(self) -> None:

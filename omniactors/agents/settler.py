@@ -71,6 +71,7 @@ class Settler:
         self._on_stop = on_stop
         self._jobs: list[Job] = []
         self._releases: list[tuple[EventLane | None, EntryKey]] = []
+        self._withdrawals: list[tuple[str, str]] = []
         self._parker = Parker()
         self._is_asked = False
 
@@ -85,6 +86,11 @@ class Settler:
             self._releases.extend((lane, key) for key in keys)
             self._parker.wake()
 
+    def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Have no more handed over to us for these groups, after what was given back; returns at once."""
+        self._withdrawals.extend(groups)
+        self._parker.wake()
+
     async def run(self, *, task_status: Incarnation) -> None:
         """Write what comes until asked to stop. Cancelled, what is not written yet comes back later."""
         self._is_asked = False
@@ -95,6 +101,8 @@ class Settler:
                 await self._settle(self._jobs[:MAX_BATCH])
             elif self._releases:
                 await self._release(self._releases[:MAX_BATCH])
+            elif self._withdrawals:
+                await self._withdraw(list(self._withdrawals))
             elif self._is_asked:
                 return
             else:
@@ -104,6 +112,7 @@ class Settler:
         """Forget what an earlier run could not write any more: its entries were released with its consumer."""
         self._jobs.clear()
         self._releases.clear()
+        self._withdrawals.clear()
 
     def _stop(self) -> None:
         self._on_stop()
@@ -123,6 +132,10 @@ class Settler:
         await self._persist(lambda: self._backend.release([key for _, key in batch]))
         del self._releases[: len(batch)]
         self._free(Counter(lane for lane, _ in batch if lane is not None))
+
+    async def _withdraw(self, groups: list[tuple[str, str]]) -> None:
+        await self._persist(lambda: self._backend.withdraw(groups))
+        del self._withdrawals[: len(groups)]
 
     def _free(self, freed: Counter[EventLane]) -> None:
         now = time.perf_counter()

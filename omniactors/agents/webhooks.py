@@ -1,7 +1,7 @@
 """Webhooks: an ordinary agent on an internal topic, so there is one retry machine for everything.
 
 An answer outside 2xx, a timeout and a refused connection each fail the try; the event is tried
-again for about a day, then dead-lettered. Headers follow the Standard Webhooks specification; the
+again for about ten hours, then dead-lettered. Headers follow the Standard Webhooks specification; the
 signature is not built yet.
 """
 

@@ -299,8 +299,9 @@ class Backend(Protocol):
     async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
         """Give the oldest `limit` of these dead letters back to their groups as new; returns how many.
 
-        Each is delivered to its own group only, with no tries behind it, and is gone from the dead
-        letters in the same write. Raises StreamFull.
+        Each is delivered to its own group only, with no tries behind it; the dead letter and the
+        result that told of the failure are gone in the same write. Raises StreamFull when there is
+        no room for all of them: then nothing is replayed.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What the other processes of the fault tests do: `python -m tests.faults.programs PLAN`.
+"""What the other processes of the fault tests do, each as its plan says.
 
 They use omniactors through its public door only, and write what they do to a journal.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import random
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -236,13 +235,10 @@ async def _on_signal(signals: AsyncIterator[int], act: Callable[[], object]) -> 
 
 
 def main(plan: Plan) -> None:
+    """Be the program of this plan, to its end."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     match plan:
         case WorkPlan():
             trio.run(work, plan)
         case PublishPlan():
             trio.run(publish, plan)
-
-
-if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=Plan))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +15,13 @@ from omniactors import BackendError, OmniActors
 from tests.cli.command import environment
 from tests.faults.checker import KINDS, Fault, FaultKind, Kind, Record, Report, check
 from tests.faults.journal import Reader
+from tests.faults.processes import start
 from tests.faults.programs import NEXT, Plan, PublishPlan, WorkPlan
-from tests.source import ROOT
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from multiprocessing.context import ForkServerProcess
     from pathlib import Path
 
     from tests.redis_server import RedisServer
@@ -44,7 +43,7 @@ class Program:
     """One process and its files."""
 
     plan: Plan
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     reader: Reader
     errors: Path
 
@@ -52,6 +51,16 @@ class Program:
     def name(self) -> str:
         """The name under which it writes."""
         return self.plan.name
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is over."""
+        return self.process.exitcode is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     @property
     def stderr(self) -> str:
@@ -83,14 +92,14 @@ class Scene:
         """SIGKILL; what it had in hand may be repeated."""
         since = time.monotonic()
         program.process.kill()
-        program.process.wait()
+        program.process.join()
         self.faults.append(Fault("kill", since, time.monotonic(), program.name))
 
     async def stop(self, program: Program, *, seconds: float = 20) -> None:
         """SIGTERM, and wait for an orderly end; what it had in hand and did not finish goes back."""
-        program.process.send_signal(signal.SIGTERM)
-        await self.until(lambda: program.process.poll() is not None, f"the end of {program.name}", seconds=seconds)
-        assert program.process.returncode == 0, program.stderr[-3000:]
+        program.process.terminate()
+        await self.until(lambda: program.has_ended, f"the end of {program.name}", seconds=seconds)
+        assert program.process.exitcode == 0, program.stderr[-3000:]
 
     @contextmanager
     def fault(self, kind: FaultKind, program: Program | None = None, *, echo: float = 0.0) -> Iterator[None]:
@@ -136,7 +145,7 @@ class Scene:
         def ready() -> bool:
             self.poll()
             for program in programs:
-                assert program.process.poll() is None, f"{program.name} ended: {program.stderr[-3000:]}"
+                assert not program.has_ended, f"{program.name} ended: {program.stderr[-3000:]}"
             return all(program.reader.is_up for program in programs)
 
         await self.until(ready, f"{', '.join(program.name for program in programs)} ready")
@@ -166,10 +175,9 @@ class Scene:
     def close(self) -> None:
         """Kill what still runs; each by its own pid."""
         for program in self.programs:
-            if program.process.poll() is None:
-                program.process.send_signal(signal.SIGCONT)
-                program.process.kill()
-                program.process.wait()
+            program.process.kill()
+            program.process.join()
+            program.process.close()
 
     def _second_stage(self, ended: set[str]) -> list[Record]:
         """What must hold of the events that handlers published: one for each task that has ended, and no other."""
@@ -189,15 +197,9 @@ class Scene:
     def _start(self, plan: Plan) -> Program:
         assert plan.name not in {program.name for program in self.programs}, "each process has a name of its own"
         errors = self.folder / f"{plan.name}.stderr"
-        with errors.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "tests.faults.programs", msgspec.json.encode(plan).decode()],
-                cwd=ROOT,
-                env=environment(**({"OMNIACTORS_LEASE": f"{self.lease:g}"} if "redis" in self.url else {})),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            )
+        errors.touch()
+        lease = {"OMNIACTORS_LEASE": f"{self.lease:g}"} if "redis" in self.url else {}
+        process = start(plan, errors=errors, environment=environment(**lease))
         program = Program(plan, process, Reader(self.folder / f"{plan.name}.journal"), errors)
         self.programs.append(program)
         return program

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tests.faults.checker import Report
     from tests.faults.scene import Program, Scene
 
-ROUNDS = 12 if SLOW else 1
+ROUNDS = 8 if SLOW else 1
 
-TASKS_A_ROUND = 300 if SLOW else 80
+TASKS_A_ROUND = 200 if SLOW else 80
 
 
 def start_load(scene: Scene, name: str) -> Program:
@@ -114,11 +114,11 @@ async def test_a_worker_that_sleeps_past_its_lease(brief: Scene, chance: random.
         await trio.sleep(chance.uniform(0, 0.05))
         sleeper = workers[number % 2]
         with brief.fault("suspend", sleeper, echo=1.0):
-            sleeper.process.send_signal(signal.SIGSTOP)
+            sleeper.signal(signal.SIGSTOP)
             await trio.sleep(brief.lease * 1.5)
             # What the sleeper had in hand has moved on by now.
             await brief.handled_more(1)
-            sleeper.process.send_signal(signal.SIGCONT)
+            sleeper.signal(signal.SIGCONT)
             await works_again(brief, sleeper.name)
     await finish(brief, publisher)
 

@@ -22,6 +22,7 @@ from tests.streams.contract_kit import (
     length,
     numbered,
     numbers,
+    record,
     serving,
     settle_all,
     stream,
@@ -99,6 +100,20 @@ class ReplayContract:
             await settle_all(backend, entries)
             assert await length(backend) == 0
             assert await backend.replay_dead(TOPIC, EVERY_DEAD_LETTER, limit=100) == 0
+
+    async def test_the_failure_of_a_replayed_event_is_forgotten(self, backend: Backend) -> None:
+        await backend.create_groups([(TOPIC, AGENT), (TOPIC, "two")])
+        await backend.publish([event("a", body=b'{"content": 1, "task_id": "a"}')])
+        async with serving(backend):
+            (entry,) = await fetch(backend)
+            await settle_all(backend, [entry], dead=dead(), result=record("a", failed=True))
+            (entry,) = await fetch(backend, agent="two")
+            await settle_all(backend, [entry], dead=dead(), result=record("a", agent="two", failed=True))
+            assert await backend.replay_dead(TOPIC, DeadFilter(agent=AGENT), limit=9) == 1
+            assert [result.agent for result in await backend.get_results("a")] == ["two"]
+            await settle_all(backend, await fetch(backend), result=record("a", result=1))
+            assert await backend.replay_dead(TOPIC, EVERY_DEAD_LETTER, limit=9) == 1
+            assert [result.result for result in await backend.get_results("a")] == [1]
 
     async def test_the_oldest_come_first_and_no_more_than_asked_for(self, backend: Backend) -> None:
         await backend.publish(numbered(4))

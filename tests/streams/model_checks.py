@@ -28,23 +28,23 @@ def order_of(entry_id: str) -> tuple[int, ...]:
 
 
 class Checks:
-    """Compares, and knows which of the store's ids is which of the model's numbers."""
+    """Compares, and knows which of the store's ids belongs to which of the model's numbers."""
 
     def __init__(self, model: Model, subject: Subject) -> None:
         self._model = model
         self._subject = subject
-        self._entry_ids: dict[int, str] = {}
-        self._letter_ids: dict[int, str] = {}
+        self.entry_ids: dict[int, str] = {}
+        self.letter_ids: dict[int, str] = {}
 
     # -- names ----------------------------------------------------------------------------------
 
     def learn(self, serial: int, entry_id: str) -> None:
         """The id of an entry: always the same, no other's, and in the order of the stream."""
-        assert self._entry_ids.setdefault(serial, entry_id) == entry_id
+        assert self.entry_ids.setdefault(serial, entry_id) == entry_id
         item = self._model.items[serial]
         others = {
             number: known
-            for number, known in self._entry_ids.items()
+            for number, known in self.entry_ids.items()
             if number != serial and self._model.items[number].topic == item.topic
         }
         for number, known in others.items():
@@ -54,7 +54,7 @@ class Checks:
         """The number of an entry."""
         (serial,) = (
             number
-            for number, known in self._entry_ids.items()
+            for number, known in self.entry_ids.items()
             if known == entry_id and self._model.items[number].topic == topic
         )
         return serial
@@ -62,17 +62,17 @@ class Checks:
     def copy(self, model: Model) -> Checks:
         """The same for a copy of the model."""
         other = Checks(model, self._subject)
-        other._entry_ids |= self._entry_ids
-        other._letter_ids |= self._letter_ids
+        other.entry_ids |= self.entry_ids
+        other.letter_ids |= self.letter_ids
         return other
 
     def become(self, other: Checks) -> None:
         """Know what another one knows, which is not used any more."""
-        self._entry_ids, self._letter_ids = other._entry_ids, other._letter_ids
+        self.entry_ids, self.letter_ids = other.entry_ids, other.letter_ids
 
     def letter_id(self, number: int) -> str:
         """The id of a dead letter that was seen."""
-        return self._letter_ids.get(number, "1-1")
+        return self.letter_ids.get(number, "1-1")
 
     def task_of(self, serial: int) -> str:
         """The task id of an entry."""
@@ -174,15 +174,15 @@ class Checks:
         assert times == sorted(times, reverse=True)
 
     def _letter_of(self, letter: DeadLetter, expected: Sequence[Letter]) -> Letter:
-        (own,) = [own for own in expected if self._letter_ids[own.number] == letter.id and own.agent == letter.agent]
+        (own,) = [own for own in expected if self.letter_ids[own.number] == letter.id and own.agent == letter.agent]
         return own
 
     def _compare_letter(self, letter: DeadLetter, own: Letter) -> None:
-        assert self._letter_ids.setdefault(own.number, letter.id) == letter.id
+        assert self.letter_ids.setdefault(own.number, letter.id) == letter.id
         body = own.item.body.decode()
         assert (letter.topic, letter.agent, letter.body, letter.body_encoding) == (own.topic, own.agent, body, "utf-8")
         assert letter.failed_message == {"n": int(body[5:-1])}
-        assert letter.original_id == self._entry_ids[own.item.serial]
+        assert letter.original_id == self.entry_ids[own.item.serial]
         error = own.dead.error
         assert (letter.reason, letter.error_type) == (own.dead.reason, error.type)
         assert (letter.error, letter.traceback) == (error.message, error.traceback)

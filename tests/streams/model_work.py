@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -139,6 +139,8 @@ class Work:
         holds = self.in_hand(consumer)
         if holds:
             settled = sorted({holds[pick % len(holds)]: end for pick, end in step.picks}.items())
+            if publications:  # whose come first could only be seen later
+                settled = [(hold, replace(end, pubs=())) for hold, end in settled]
             endings = [(hold, consumer.fetched[hold], await self._settlement(hold, end)) for hold, end in settled]
             ended = [(hold, settlement) for hold, _, settlement in endings]
             released = [holds[pick % len(holds)] for pick in step.releases]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from omniactors.errors import StreamFull
 from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo
-from omniactors.streams.redis.keys import Keys, group_name, group_parts
+from omniactors.streams.redis.keys import Keys, clean, group_name, group_parts
 from omniactors.streams.redis.scripts import raw
 from omniactors.streams.redis.settling import body_of_letter, read_dead_letter
 
@@ -77,7 +77,7 @@ class Inspector:
                 raise StreamFull(topic, length + scheduled, self._limit)
 
         async def move(agent: str, letters: list[DeadLetter]) -> int:
-            bodies = [[letter.id, raw(body_of_letter(letter))] for letter in letters]
+            bodies = [[letter.id, raw(body_of_letter(letter)), _task_of(letter)] for letter in letters]
             bound = -1 if self._limit is None else self._limit
             reply = await self._calls.once("replay", [bound, topic, agent, bodies])
             if isinstance(reply, list):
@@ -155,6 +155,11 @@ class Inspector:
                 )
             )
         return found
+
+
+def _task_of(letter: DeadLetter) -> str:
+    task_id = (letter.failed_message or {}).get("task_id")
+    return clean(task_id) if isinstance(task_id, str) else ""
 
 
 def _group_info(topic: str, row: list[Any]) -> GroupInfo:

@@ -6,6 +6,7 @@ There is no task of its own: one of those who wait reads for all, and hands that
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -70,6 +71,8 @@ class ResultListener:
         self._listeners: dict[str, list[_Listener]] = {}
         self._connection: RedisConnection | None = None
         self._is_read = False
+        self._unconfirmed: Counter[str] = Counter()
+        """Subscriptions by channel whose confirmation was not read yet: only the last one counts."""
         self._changing = trio.Lock()
 
     async def wait(self, channel: str, read: Callable[[], Awaitable[T | None]]) -> T:
@@ -105,6 +108,7 @@ class ResultListener:
     async def disconnect(self) -> None:
         """Let go of the connection; those who wait look again, and connect again."""
         connection, self._connection = self._connection, None
+        self._unconfirmed.clear()
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.is_heard = False
@@ -120,6 +124,7 @@ class ResultListener:
                 await self.disconnect()
                 self._connection = await self._calls.redis.connect()
             if not listener.is_heard:
+                self._unconfirmed[listener.channel] += 1
                 await self._send("SUBSCRIBE", listener.channel)
         while not listener.is_heard:
             connection = self._connection
@@ -148,16 +153,24 @@ class ResultListener:
                 await self.disconnect()
                 return
             kind, channel, *_ = await connection.receive(timeout=SILENCE)
-            for listener in self._listeners.get(channel.decode(), ()):
-                if kind == b"subscribe":
-                    listener.is_heard = True
-                if kind in {b"subscribe", b"message"}:
-                    listener.ring()
+            self._heard(kind, channel.decode())
         except (exceptions.RedisError, OSError, trio.ClosedResourceError):
             if connection is self._connection:
                 await self.disconnect()
         finally:
             self._is_read = False
+
+    def _heard(self, kind: bytes, channel: str) -> None:
+        if kind == b"subscribe":
+            self._unconfirmed[channel] -= 1
+        elif kind != b"message":
+            return
+        is_confirmed = self._unconfirmed[channel] <= 0
+        if is_confirmed:
+            del self._unconfirmed[channel]
+        for listener in self._listeners.get(channel, ()):
+            listener.is_heard = listener.is_heard or is_confirmed
+            listener.ring()
 
     def _pass_on(self) -> None:
         """Have one of those who wait read, if nobody does."""
@@ -176,17 +189,18 @@ class ResultListener:
                 await self._connection.send(*words)
 
     async def _leave(self, listener: _Listener) -> None:
+        """The connection stays for the next one who waits."""
         others = self._listeners[listener.channel]
         others.remove(listener)
         if not others:
             del self._listeners[listener.channel]
         self._pass_on()
+        connection = self._connection
+        if others or connection is None or not connection.is_usable:
+            return
         with trio.move_on_after(_FAREWELL) as scope:
             scope.shield = True
-            if not self._listeners:
+            try:
+                await connection.send("UNSUBSCRIBE", listener.channel)
+            except (exceptions.RedisError, OSError, trio.ClosedResourceError, trio.BusyResourceError):
                 await self.disconnect()
-            elif not others and self._connection is not None and self._connection.is_usable:
-                try:
-                    await self._connection.send("UNSUBSCRIBE", listener.channel)
-                except (exceptions.RedisError, OSError, trio.ClosedResourceError, trio.BusyResourceError):
-                    await self.disconnect()

@@ -69,7 +69,17 @@ def replay(connection: sqlite3.Connection, scene: Scene, topic: str, where: Dead
 
 
 def _move(connection: sqlite3.Connection, moved: str) -> None:
-    """Make entries of dead letters; `moved` are pairs of a dead letter's id and an entry's."""
+    """Make entries of dead letters; `moved` are pairs of a dead letter's id and an entry's.
+
+    The results that told of their failure go with them: their tasks are open again.
+    """
+    connection.execute(
+        "DELETE FROM result WHERE status = 'failed' AND (task_id, agent) IN ("
+        "SELECT CASE WHEN typeof(dead.body) = 'text' AND json_valid(dead.body) "
+        "THEN json_extract(dead.body, '$.task_id') END, dead.agent "
+        "FROM json_each(?) CROSS JOIN dead ON dead.id = json_extract(value, '$[0]'))",
+        (moved,),
+    )
     connection.execute(
         "INSERT INTO entry (id, topic, body, only) "
         "SELECT json_extract(value, '$[1]'), dead.topic, dead.body, grp.id "

@@ -1,5 +1,5 @@
 -- Give dead letters back to their own group, as new. {caller, limit or -1, topic, agent, letters}
--- A letter is {its id, body}. Answers how many, or {'full', topic, length} when the stream has no room.
+-- A letter is {its id, body, task id or ''}: a result that told of its failure goes with it. Answers how many, or {'full', topic, length} when the stream has no room.
 local caller, limit, topic, agent, letters = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
@@ -17,6 +17,9 @@ local before_it, newest = top_of(), nil
 for _, letter in ipairs(letters) do
     if call('XDEL', dead, letter[1]) == 1 then
         newest = call('XADD', key, '*', 'data', letter[2], 'only', agent)
+        local results = P .. 'omni-result:' .. letter[3]
+        local old = letter[3] ~= '' and call('HGET', results, agent)
+        if old and old:match('^%d+ failed ') then call('HDEL', results, agent) end
         count = count + 1
     end
 end
