@@ -15,7 +15,7 @@ import msgspec
 import trio
 import trio.testing
 
-from omniactors import Agent, BackendError, EventEnvelope, Mailbox, OmniActors
+from omniactors import Agent, BackendError, Backoff, EventEnvelope, Mailbox, OmniActors, RetryPolicy
 from tests.faults.journal import UP, Journal
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ logger = logging.getLogger("publisher")
 
 
 class Task(msgspec.Struct, frozen=True):
-    """The content of an event: how long its handling takes, and its ordering key."""
+    """The content of an event: how long its handling takes, its ordering key, and how many tries fail at first."""
 
     seconds: float = 0.0
     key: str = ""
+    failures: int = 0
 
 
 class WorkPlan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -79,6 +80,8 @@ class PublishPlan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pause: float = 0.0
     keys: int = 0
     task: Task = Task()
+    flaky: int = 0
+    """Each event of this number fails at its first try; none when it is 0."""
     delay: float = 0.0
     seed: int = 0
     is_stubborn: bool = False
@@ -88,8 +91,13 @@ class PublishPlan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Plan = WorkPlan | PublishPlan
 
 
+class Stumble(Exception):
+    """A try that fails as its task says."""
+
+
 def make_worker(plan: WorkPlan, journal: Journal) -> type[Agent]:
     keywords: AgentKeywords = {"topic": plan.topic, "name": plan.agent, "concurrency": plan.concurrency}
+    keywords["retry"] = RetryPolicy(max_attempts=10, backoff=Backoff(initial=0.05, maximum=0.5))
     if plan.limit is not None:
         keywords["limit"] = plan.limit
     if plan.capacity is not None:
@@ -100,6 +108,8 @@ def make_worker(plan: WorkPlan, journal: Journal) -> type[Agent]:
     class Worker(Agent, **keywords):
         async def handle(self, event: EventEnvelope[Task]) -> str:
             task = event.payload.content
+            if event.delivery_attempts <= task.failures:
+                raise Stumble
             journal.write("start", event.id)
             await trio.sleep(task.seconds)
             if plan.is_chained:
@@ -200,7 +210,8 @@ class Publisher:
         plan = self._plan
         self._journal.write(UP, "")
         for number in range(plan.count):
-            task = Task(plan.task.seconds, f"k{number % plan.keys}" if plan.keys else "")
+            key = f"k{number % plan.keys}" if plan.keys else ""
+            task = Task(plan.task.seconds, key, int(plan.flaky > 0 and number % plan.flaky == 0))
             while not await self._publish(f"{plan.name}-{number}", task) and self._goes_on():
                 await self._pause(FAILURE_PAUSE)
             await self._pause(plan.pause)

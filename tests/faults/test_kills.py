@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 import trio
 
-from tests.faults.scene import LONG_LEASE, SLOW, leftovers, open_scene, works_again
+from tests.faults.scene import LONG_LEASE, SLOW, client, leftovers, open_scene, works_again
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -137,3 +137,31 @@ async def test_redis_that_stops_answering_for_longer_than_the_lease(server: Redi
                 server.resume()
         await brief.handled_more(TASKS_A_ROUND)
     await finish(brief, publisher)
+
+
+async def test_who_waits_for_a_result_gets_it_although_redis_was_killed_meanwhile(
+    server: RedisServer, scene: Scene
+) -> None:
+    worker = scene.worker("w")
+    await scene.up(worker)
+    async with client(scene.url) as omni:
+        found: dict[str, object] = {}
+
+        async def wait(id: str) -> None:
+            found[id] = await omni.wait_result(id)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                ids = await omni.publish_batch([("work", {"seconds": seconds / 20}) for seconds in range(10, 20)])
+                for id in ids:
+                    scene.write("invoke", id)
+                    scene.write("ok", id)
+                    nursery.start_soon(wait, id)
+                await scene.until(lambda: bool(scene.ids("start")), "the tasks are at work")
+                await restart(server, scene)
+                # One more time when some have their results.
+                await scene.until(lambda: len(found) >= len(ids) // 2, "half of the results")
+                await restart(server, scene)
+    assert found == dict.fromkeys(ids, "w")
+    report = await finish(scene)
+    assert not report.repetitions

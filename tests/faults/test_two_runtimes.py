@@ -34,7 +34,7 @@ async def publish(scene: Scene, count: int, *, seconds: float) -> set[str]:
 
 
 async def test_a_task_three_times_longer_than_the_lease_runs_once(brief: Scene) -> None:
-    workers = [brief.worker(f"w{number}", concurrency=2) for number in range(2)]
+    workers = [brief.worker(f"w{number}", concurrency=4) for number in range(2)]
     await brief.up(*workers)
     ids = await publish(brief, 4, seconds=3 * brief.lease + 0.3)
     report = await finish(brief)

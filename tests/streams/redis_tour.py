@@ -120,7 +120,12 @@ class Tour:
         assert await two.claim([(theirs.key, "a")]) == [False]
         self.look()
         (handed,) = (await one.fetch([want])).entries
-        assert await calls.script("recover", [mine.key.consumer, [["ordered", AGENT, [mine.key.entry_id]]]]) == 1
+        assert (
+            await calls.script(
+                "recover", [calls.client, 0, mine.key.consumer, [["ordered", AGENT, [mine.key.entry_id]]]]
+            )
+            == 1
+        )
         (again,) = (await one.fetch([want])).entries
         assert again.key == handed.key
         await one.withdraw([("ordered", AGENT)])
@@ -173,7 +178,7 @@ class Tour:
         record = '{"consumer":"ghost","pid":1,"host":"h","started_at":1.0}'
         await one.publish(numbered(1, "other"))
         await calls.script("enter", ["ghost", record, GHOST_LEASE])
-        await calls.script("fetch", ["ghost", [["other", AGENT, 1, -1, 0]]])
+        await calls.script("fetch", [calls.client, 1 << 40, "ghost", GHOST_LEASE, [["other", AGENT, 1, -1, 0]]])
         self.look()
         (orphan,) = (await next_fetch(one, Want("other", AGENT, 9))).entries
         assert orphan.crashes == 1

@@ -13,14 +13,14 @@ import trio
 from omniactors.errors import BackendError
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.redis import doctoring
-from omniactors.streams.redis.calls import Calls
+from omniactors.streams.redis.calls import BackendRefused, Calls
 from omniactors.streams.redis.client import TrioRedis
 from omniactors.streams.redis.consumer import Consumer, Lease
 from omniactors.streams.redis.inspecting import Inspector
 from omniactors.streams.redis.keys import Keys, clean
 from omniactors.streams.redis.listening import ResultListener
 from omniactors.streams.redis.publishing import Publisher
-from omniactors.streams.redis.settling import settlement_arguments
+from omniactors.streams.redis.settling import parts_of, refused
 from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
 from omniactors.streams.redis.watching import Watcher
 from omniactors.streams.settlement import ResultRecord
@@ -37,10 +37,14 @@ if TYPE_CHECKING:
         StreamInfo,
         Want,
     )
+    from omniactors.streams.redis.settling import Prepared
     from omniactors.streams.redis.taking import Taken
     from omniactors.streams.settlement import EntryKey, Publication, Settlement
 
 logger = logging.getLogger("omniactors.streams")
+
+SETTLED_AT_ONCE: Final = 128
+"""Settlements in one call: it holds up everybody else for two milliseconds."""
 
 FAREWELL: Final = 5.0
 """Seconds for giving back what is held at the end of `serve`."""
@@ -82,6 +86,7 @@ class RedisBackend:
         self._listener = ResultListener(self._calls)
         self._inspector = Inspector(self._calls, self._keys, limit=stream_limit)
         self._window = round(dedupe_window * 1000)
+        self._lease = round(lease * 1000)
         self._consumer = Consumer(self._calls, self._keys, Lease(url, lease), on_reentry=self._reentered)
         self._is_serving = False
         self._fetching = trio.Lock()
@@ -89,6 +94,7 @@ class RedisBackend:
         self._fetches = 0
         self._groups: set[Group] = set()
         """Those that were there once: one that is missing later was lost."""
+        self._foreign: set[str] = set()
         self._agents: dict[str, list[Any]] = {}
         """What was registered here: after a flush it is registered again."""
 
@@ -156,13 +162,13 @@ class RedisBackend:
         merged = merge_wants(wants)
         async with self._fetching:
             if self._is_unsure:
-                await self._consumer.recover()
+                await self._consumer.recover(self._fetches)
             self._watcher.fetching([want.topic for want in merged])
+            self._fetches += 1
             for want in merged:
-                self._consumer.take((want.topic, want.agent), ())
+                self._consumer.take((want.topic, want.agent), (), self._fetches)
             self._is_unsure = True
             answers = await self._ask(merged)
-            self._fetches += 1
             taken = [self._take(want, answer) for want, answer in zip(merged, answers, strict=True)]
             self._is_unsure = False
         return Fetched(
@@ -177,7 +183,9 @@ class RedisBackend:
             consumer = self._consumer.id
             # Not sent again when its reply is lost: `recover` gives back what it took.
             answers = await self._calls.script(
-                "fetch", [consumer, [want_arguments(want) for want in wants]], patience=0
+                "fetch",
+                [self._calls.client, self._fetches, consumer, self._lease, [want_arguments(want) for want in wants]],
+                patience=0,
             )
             if answers is not None:
                 return list(answers)
@@ -187,7 +195,8 @@ class RedisBackend:
 
     def _take(self, want: Want, answer: list[Any]) -> Taken:
         taken = read_answer(want, answer, self._consumer.id)
-        self._consumer.take((want.topic, want.agent), [entry.key.entry_id for entry in taken.entries])
+        ids = [entry.key.entry_id for entry in taken.entries]
+        self._consumer.take((want.topic, want.agent), ids, self._fetches)
         self._watcher.fetched(want.topic, taken.top, self._fetches)
         if taken.is_created and (want.topic, want.agent) in self._groups:
             logger.error(
@@ -197,7 +206,9 @@ class RedisBackend:
                 want.topic,
             )
         self._groups.add((want.topic, want.agent))
-        if taken.lost:
+        if taken.lost < 0:
+            self._tell_foreign(want.topic)
+        elif taken.lost:
             logger.error(
                 "%d events of %r were trimmed away by another program before agent %r was done with them",
                 taken.lost,
@@ -205,6 +216,11 @@ class RedisBackend:
                 want.agent,
             )
         return taken
+
+    def _tell_foreign(self, topic: str) -> None:
+        if topic not in self._foreign:
+            self._foreign.add(topic)
+            logger.error("the key %s holds no stream: nothing is taken from it", self._keys.stream(topic))
 
     async def claim(self, keys: Sequence[tuple[EntryKey, str]]) -> list[bool]:
         """Claim fetched entries of ordered groups, in the order of their fetch."""
@@ -220,7 +236,7 @@ class RedisBackend:
             for (place, key, _), flag in zip(entries, reply, strict=True):
                 flags[place] = bool(flag)
                 if not flag:
-                    self._consumer.drop([key])
+                    self._consumer.drop(self._consumer.noted([key]))
         return flags
 
     async def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
@@ -236,34 +252,51 @@ class RedisBackend:
     # -- settling -------------------------------------------------------------------------------
 
     async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Carry out each settlement whole or not at all; tries until the server has answered."""
+        """Carry out each settlement whole or not at all; tries until the server has answered.
+
+        One that the server refuses for what it holds becomes a dead letter.
+        """
         flags = [False] * len(settlements)
-        blocks: dict[Group, list[int]] = {}
-        for place, settlement in enumerate(settlements):
-            if self._is_ours(settlement.key):
-                blocks.setdefault((settlement.key.topic, settlement.key.agent), []).append(place)
-        if not blocks:
-            await trio.lowlevel.checkpoint()
-            return flags
-        bodies = await self._bodies([settlement for settlement in settlements if settlement.dead is not None])
-        arguments = [
-            [
-                clean(topic),
-                clean(agent),
-                [settlement_arguments(settlements[p], bodies.get(settlements[p].key)) for p in places],
-            ]
-            for (topic, agent), places in blocks.items()
-        ]
-        consumer = self._consumer.id
-        reply = await self._calls.once("settle", [consumer, self._window, arguments], patience=math.inf)
-        for place, flag in zip((place for places in blocks.values() for place in places), reply, strict=True):
-            flags[place] = bool(flag)
-        self._consumer.drop(settlement.key for settlement in settlements)
+        await trio.lowlevel.checkpoint()
+        places = [place for place, settlement in enumerate(settlements) if self._is_ours(settlement.key)]
+        for start in range(0, len(places), SETTLED_AT_ONCE):
+            chunk = places[start : start + SETTLED_AT_ONCE]
+            ours = [settlements[place] for place in chunk]
+            bodies = await self._bodies([settlement.key for settlement in ours if settlement.dead is not None])
+            for part in parts_of(ours, bodies):
+                noted = self._consumer.noted(settlement.key for settlement, _ in part)
+                settled = await self._settle(part)
+                for place, flag in zip(chunk, settled, strict=False):
+                    flags[place] = flag
+                chunk = chunk[len(part) :]
+                self._consumer.drop(noted)
         return flags
 
-    async def _bodies(self, settlements: list[Settlement]) -> dict[EntryKey, bytes]:
+    async def _settle(self, part: Sequence[Prepared]) -> list[bool]:
+        """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
+        consumer = part[0][0].key.consumer
+        flags = [False] * len(part)
+        blocks: dict[Group, list[int]] = {}
+        for place, (settlement, _) in enumerate(part):
+            blocks.setdefault((clean(settlement.key.topic), clean(settlement.key.agent)), []).append(place)
+        arguments = [[*group, [part[place][1] for place in places]] for group, places in blocks.items()]
+        try:
+            reply = await self._calls.once("settle", [consumer, self._window, arguments], patience=math.inf)
+        except BackendRefused as error:
+            if len(part) > 1:
+                return [flag for one in part for flag in await self._settle([one])]
+            settlement, _ = part[0]
+            if settlement.dead is not None:
+                raise
+            logger.warning("the settlement of %s is refused, the event is dead: %s", settlement.key, error)
+            bodies = await self._bodies([settlement.key])
+            return await self._settle(parts_of([refused(settlement, error)], bodies)[0])
+        for place, flag in zip((place for places in blocks.values() for place in places), reply, strict=True):
+            flags[place] = bool(flag)
+        return flags
+
+    async def _bodies(self, keys: list[EntryKey]) -> dict[EntryKey, bytes]:
         """The bodies of entries that go to the dead letters."""
-        keys = [settlement.key for settlement in settlements if self._is_ours(settlement.key)]
         if not keys:
             return {}
         blocks = [[clean(key.topic), [key.entry_id]] for key in keys]
@@ -276,12 +309,13 @@ class RedisBackend:
         ours = [key for key in keys if self._is_ours(key)]
         for key in ours:
             blocks.setdefault((clean(key.topic), clean(key.agent)), []).append(key.entry_id)
-        if blocks:
-            arguments = [[topic, agent, ids] for (topic, agent), ids in blocks.items()]
-            await self._calls.script("release", [self._consumer.id, arguments], patience=math.inf)
-            self._consumer.drop(ours)
-        else:
+        if not blocks:
             await trio.lowlevel.checkpoint()
+            return
+        arguments = [[topic, agent, ids] for (topic, agent), ids in blocks.items()]
+        noted = self._consumer.noted(ours)
+        await self._calls.once("release", [ours[0].consumer, arguments], patience=math.inf)
+        self._consumer.drop(noted)
 
     def _is_ours(self, key: EntryKey) -> bool:
         return self._is_serving and key.consumer == self._consumer.id and is_entry_id(key.entry_id)

@@ -50,6 +50,10 @@ _PASSING_ERRORS = (
 )
 
 
+class BackendRefused(BackendError):
+    """The server refuses this very call, now and always: for what it holds, or what a key holds."""
+
+
 class Calls:
     """The scripts and commands of one backend. `patience` (seconds) is how long a call is tried."""
 
@@ -57,7 +61,7 @@ class Calls:
         self.redis = redis
         self._keys = keys
         self._patience = patience
-        self._client = secrets.token_hex(8)
+        self.client = secrets.token_hex(8)
         self._last = 0
         self._slots = 0
         self._free: list[int] = []
@@ -83,7 +87,7 @@ class Calls:
 
     async def numbered(self, ticket: Ticket, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """As `once`, with a ticket from `open`, which a later call may use again for the same arguments."""
-        packed = pack([[self._client, *ticket], *arguments])
+        packed = pack([[self.client, *ticket], *arguments])
         return await self._persist(lambda: self._run(name, packed), self._patience if patience is None else patience)
 
     def open(self) -> Ticket:
@@ -169,19 +173,25 @@ class Calls:
     def translate(self, error: Exception, *, is_unknown: bool = False) -> BackendError:
         """The error as one sentence of ours, without secrets."""
         where = self.redis.location
-        if isinstance(error, ServerUnusable):
-            return BackendUnusable(str(error))
-        if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-            return BackendUnusable(f"{where} refuses us: {error}")
+        match error:
+            case ServerUnusable():
+                return BackendUnusable(str(error))
+            case exceptions.AuthenticationError() | exceptions.NoPermissionError():
+                return BackendUnusable(f"{where} refuses us: {error}")
+            case ConnectionLost():
+                unknown = "; whether the operation took place is not known" if is_unknown else ""
+                return BackendError(f"{error.message}{unknown}", outcome_known=not is_unknown)
+        is_ours = isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.OutOfMemoryError)
+        kind = BackendRefused if is_ours and not is_passing(error) else BackendError
+        return kind(self._sentence(error), outcome_known=not is_unknown)
+
+    def _sentence(self, error: Exception) -> str:
+        where = self.redis.location
         if isinstance(error, exceptions.OutOfMemoryError):
-            return BackendError(f"{where} has no memory left (maxmemory is reached): nothing was written")
+            return f"{where} has no memory left (maxmemory is reached): nothing was written"
         if isinstance(error, exceptions.ReadOnlyError):
-            return BackendError(f"{where} is a read-only replica: nothing was written")
-        if isinstance(error, ConnectionLost):
-            text = getattr(error, "message", None) or str(error)
-            unknown = "; whether the operation took place is not known" if is_unknown else ""
-            return BackendError(f"{text}{unknown}", outcome_known=not is_unknown)
-        return BackendError(f"{where} refused the operation: {error}", outcome_known=not is_unknown)
+            return f"{where} is a read-only replica: nothing was written"
+        return f"{where} refused the operation: {error}"
 
 
 _IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)", re.DOTALL)

@@ -60,7 +60,7 @@ class Consumer:
     """Called with the newest bell when the lease had been lost, and this is a new consumer."""
     id: str = ""
     gateway: str | None = None
-    held: dict[Group, set[str]] = field(default_factory=dict)
+    held: dict[Group, dict[str, int]] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.time)
     _thread: LeaseThread | None = None
     _entering: trio.Lock = field(default_factory=trio.Lock)
@@ -84,9 +84,12 @@ class Consumer:
                 "what it held is delivered again, and its settlements count no more",
                 lost,
             )
+            groups = [group_name(*group) for group in self.held]
             bell = await self.enter()
             if self._thread is not None:
                 self._thread.consumer = self.id
+            # What the old one took while it was taken over from belongs to nobody.
+            await self._give_back(lost, groups, crashes=0)
         self.on_reentry(bell)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -139,23 +142,31 @@ class Consumer:
 
     # -- what is held ---------------------------------------------------------------------------
 
-    def take(self, group: Group, ids: Iterable[str]) -> None:
-        """These entries are ours."""
-        self.held.setdefault(group, set()).update(ids)
+    def take(self, group: Group, ids: Iterable[str], number: int) -> None:
+        """These entries are ours, by the fetch of this number."""
+        self.held.setdefault(group, {}).update(dict.fromkeys(ids, number))
 
-    def drop(self, keys: Iterable[EntryKey]) -> None:
-        """These are ours no more."""
+    def noted(self, keys: Iterable[EntryKey]) -> list[tuple[dict[str, int], str, int]]:
+        """What `drop` needs, from the time before the call that gives them away."""
+        found = []
         for key in keys:
-            held = self.held.get((key.topic, key.agent))
-            if held is not None:
-                held.discard(key.entry_id)
+            held = self.held.get((key.topic, key.agent), {})
+            if key.entry_id in held:
+                found.append((held, key.entry_id, held[key.entry_id]))
+        return found
 
-    async def recover(self) -> None:
-        """Give back what a fetch took whose reply never came."""
+    def drop(self, noted: Iterable[tuple[dict[str, int], str, int]]) -> None:
+        """These are ours no more, unless a later fetch has brought them again."""
+        for held, entry_id, number in noted:
+            if held.get(entry_id) == number:
+                del held[entry_id]
+
+    async def recover(self, number: int) -> None:
+        """Give back what fetch `number` took, whose reply never came, and make void what is still to come of it."""
         groups = list(self.held.items())
-        for start in range(0, len(groups), CHUNK):
+        for start in range(0, max(len(groups), 1), CHUNK):
             blocks = [[topic, agent, list(ids)] for (topic, agent), ids in groups[start : start + CHUNK]]
-            await self.calls.script("recover", [self.id, blocks], patience=0)
+            await self.calls.script("recover", [self.calls.client, number, self.id, blocks], patience=0)
 
     # -- housekeeping ---------------------------------------------------------------------------
 

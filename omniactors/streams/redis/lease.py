@@ -12,12 +12,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from omniactors.streams.redis.address import codec
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import redis
 
 logger = logging.getLogger("omniactors.streams")
 
@@ -100,7 +103,7 @@ class LeaseThread:
                 if client is None:
                     client = self._connect(self._lease / 3)
                 is_ours = client.eval(_RENEW, 2, self._consumers, self._prefix, consumer, round(self._lease * 1000))
-            except (redis.RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the next try may succeed, and nobody else tries
                 failures += 1
                 if failures == 1:
                     logger.warning("the lease cannot be renewed: %s", type(error).__name__)
@@ -115,11 +118,9 @@ class LeaseThread:
 
 def connect_thread(url: str, timeout: float) -> redis.Redis:
     """A client for the thread: no retries, since the next renewal is one, and no waiting beyond `timeout` seconds."""
-    return redis.Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=1,
-    )
+    client = codec(url)
+    options = client.connection_pool.connection_kwargs
+    options["retry"] = Retry(NoBackoff(), 0)
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        options[name] = min(float(options.get(name) or timeout), timeout)
+    return client

@@ -15,6 +15,7 @@ import trio
 
 from omniactors.errors import BackendError, StreamFull
 from omniactors.streams.backend import Published
+from omniactors.streams.redis.calls import BackendRefused
 from omniactors.streams.redis.keys import clean
 from omniactors.streams.redis.scripts import raw
 
@@ -28,6 +29,9 @@ BATCH_COUNT = 256
 """Publications in one script call: it holds up everybody else for about a millisecond."""
 
 BATCH_BYTES = 1 << 20
+
+LATEST = 1 << 53
+"""Milliseconds: the numbers of scripts are floats."""
 
 
 class _Request:
@@ -148,6 +152,9 @@ class Publisher:
         self._is_driven = True
         try:
             reply = await self._calls.numbered(batch.ticket, "publish", [self._limit, self._window, sent])
+        except BackendRefused as error:
+            self._calls.retire(batch.ticket)
+            self._refuse(batch.requests, error)
         except BackendError as error:
             self._calls.retire(batch.ticket)
             for request in batch.requests:
@@ -172,8 +179,8 @@ class Publisher:
             request.finish(reply[start : start + count])
             start += count
 
-    def _refuse(self, requests: list[_Request], error: StreamFull) -> None:
-        """Nothing of the batch was written; whom the full stream does not concern finds out by going alone."""
+    def _refuse(self, requests: list[_Request], error: BackendError) -> None:
+        """Nothing of the batch was written; whom the reason does not concern finds out by going alone."""
         if len(requests) == 1:
             requests[0].fail(error)
             return
@@ -193,6 +200,11 @@ def publication_arguments(publication: Publication) -> list[Any]:
         clean(publication.topic),
         clean(publication.task_id) if publication.dedupe else "",
         raw(publication.body),
-        0 if at is None else max(round(at * 1000), 1),
-        0 if at is not None else max(round(delay * 1000), 0),
+        0 if at is None else max(milliseconds(at), 1),
+        0 if at is not None else milliseconds(delay),
     ]
+
+
+def milliseconds(seconds: float) -> int:
+    """As scripts count: from 0 to what they can hold, some 285,000 years."""
+    return round(min(max(seconds, 0.0) * 1000, LATEST))

@@ -10,20 +10,53 @@ import msgspec
 
 from omniactors.streams.backend import DeadLetter
 from omniactors.streams.redis.keys import STREAM, clean
-from omniactors.streams.redis.publishing import publication_arguments
+from omniactors.streams.redis.publishing import milliseconds, publication_arguments
 from omniactors.streams.redis.scripts import raw
+from omniactors.streams.settlement import Dead, ErrorInfo, Settlement
 
 if TYPE_CHECKING:
-    from omniactors.streams.settlement import Dead, EntryKey, ResultRecord, Settlement
+    from collections.abc import Mapping, Sequence
+
+    from omniactors.streams.settlement import EntryKey, ResultRecord
 
 _object = msgspec.json.Decoder(dict[str, Any])
+
+
+Prepared = tuple[Settlement, list[Any]]
+"""A settlement, and the same as the script takes it."""
+
+PART_BYTES = 4 << 20
+"""About what goes to the server in one call; a larger settlement goes alone."""
+
+
+def parts_of(settlements: Sequence[Settlement], bodies: Mapping[EntryKey, bytes]) -> list[list[Prepared]]:
+    """The settlements in their order, in parts of a bounded size; `bodies` are those of the dead."""
+    parts: list[list[Prepared]] = [[]]
+    size = 0
+    for settlement in settlements:
+        body = bodies.get(settlement.key)
+        arguments = settlement_arguments(settlement, body)
+        weight = sum(len(publication.body) for publication in settlement.publications) + 2 * len(body or b"")
+        weight += len(bytes(arguments[2][2])) if settlement.result is not None and settlement.retry is None else 0
+        if parts[-1] and size + weight > PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append((settlement, arguments))
+        size += weight
+    return parts
+
+
+def refused(settlement: Settlement, error: Exception) -> Settlement:
+    """The end of an event whose settlement the server refuses for what it holds, now and always."""
+    info = ErrorInfo(type=type(error).__name__, message=f"its settlement was refused: {error}")
+    return Settlement(key=settlement.key, dead=Dead(reason="handler-error", error=info, attempts=1))
 
 
 def settlement_arguments(settlement: Settlement, body: bytes | None) -> list[Any]:
     """One settlement for the script; `body` is its entry's, needed for a dead letter."""
     entry_id, seconds = settlement.key.entry_id, f"{settlement.seconds:.6f}"
     if settlement.retry is not None:
-        after = max(round(settlement.retry.after * 1000), 0)
+        after = milliseconds(settlement.retry.after)
         return [entry_id, "retry", after, settlement.retry.attempts, seconds]
     result = _result_arguments(settlement.result, settlement.result_ttl)
     publications = [publication_arguments(publication) for publication in settlement.publications]
@@ -39,7 +72,7 @@ def _result_arguments(record: ResultRecord | None, ttl: float) -> list[Any]:
         return []
     if not record.processed_at:
         record = msgspec.structs.replace(record, processed_at=time.time())
-    return [clean(record.task_id), record.status, raw(_to_json(record)), max(round(ttl * 1000), 0)]
+    return [clean(record.task_id), record.status, raw(_to_json(record)), milliseconds(ttl)]
 
 
 def _to_json(value: Any) -> bytes:  # noqa: ANN401 -- any of our structs

@@ -44,7 +44,10 @@ def want_arguments(want: Want) -> list[Any]:
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """What the script answered for one want. `due` is in seconds, None when nothing is delayed."""
+    """What the script answered for one want.
+
+    `due` is in seconds, None when nothing is delayed; `lost` is -1 where the key holds no stream.
+    """
 
     want: Want
     is_paused: bool

@@ -117,7 +117,10 @@ class Watcher:
             self._connection = await self._calls.redis.connect()
         connection = self._connection
         if self._asked is not None and not topics <= self._asked:
-            await self._calls.redis.call("CLIENT", "UNBLOCK", connection.client_id or 0)
+            if connection.client_id is None:  # CLIENT ID is not allowed to us, so nobody could be unblocked
+                await self.disconnect()
+                return
+            await self._calls.redis.call("CLIENT", "UNBLOCK", connection.client_id)
             await self._take_reply(connection)
             return
         if self._asked is None:

@@ -21,6 +21,10 @@ for i, entry in ipairs(entries) do
         local held = call('HGET', order, 'k:' .. ordering)
         local holder, count = consumer, 0
         if held then holder, count = count_of(held) end
+        -- A key may be left behind by somebody who is gone, when others took its entries off the list.
+        if holder ~= consumer and call('HEXISTS', P .. 'omni-consumers', holder) == 0 then
+            holder, count = consumer, 0
+        end
         if released and released < pad(id) then
             give_back(group, {id}, consumer)
             is_ours = false

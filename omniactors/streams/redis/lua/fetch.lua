@@ -1,10 +1,16 @@
--- Take entries. {consumer, wants}, a want is {topic, agent, credit, limit or -1, 1 if ordered}
+-- Take entries. {client, number, consumer, its lease in ms, wants}, a want is {topic, agent, credit, limit or -1, 1 if ordered}
 -- Answers nil when the consumer is not (or no more) registered, else for each want
 -- {1 if paused, 1 if the group was missing, top id, next due in ms or -1,
---  retried {id, fields, "attempts crashes"}, new {id, fields}, how many others trimmed away}.
-local consumer, wants = unpack(arguments)
+--  retried {id, fields, "attempts crashes"}, new {id, fields}, how many others trimmed away,
+-- -1 when the key of the stream holds something else}.
+local client, number, consumer, lease, wants = unpack(arguments)
+-- A packet that was held up until others had been sent in its place takes nothing.
+local void = call('HGET', P .. 'omni-calls:' .. client, 'fetch')
+if void and tonumber(void) >= number then return {err = 'ERR this call is over'} end
 if call('HEXISTS', P .. 'omni-consumers', consumer) == 0 then return nil end
 open_for_writing()
+-- Who is just being taken over from, and lives, stops that before it takes anything.
+if call('EXISTS', lease_of(consumer)) == 0 then call('SET', lease_of(consumer), '1', 'PX', lease) end
 
 local time = now()
 local has_scheduled = call('EXISTS', P .. 'omni-scheduled') == 1
@@ -94,7 +100,7 @@ local function take_new(key, want, group, room, taken)
     while room > 0 do
         local reply = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
         if reply and reply.err then
-            if created then return reply end
+            if created then error(reply.err, 0) end
             create_group(topic, agent)
             created = true
         elseif not reply then
@@ -112,16 +118,22 @@ local function take_new(key, want, group, room, taken)
             end
             if #skipped == 0 then break end
             for _, id in ipairs(skipped) do call('XACK', key, group, id) end
-            delete_finished(key, skipped)
+            delete_finished(topic, skipped, false)
         end
     end
     return {count = count, created = created}
 end
 
-local answers = {}
-for i, want in ipairs(wants) do
+local function top_of(key)
+    local newest = try('XREVRANGE', key, '+', '-', 'COUNT', 1)
+    if newest.err then return nil end
+    return newest[1] and newest[1][1] or '0-0'
+end
+
+local function answer(want)
     local topic, agent, credit, limit, ordered = unpack(want)
     local key, group = stream_of(topic), group_of(topic, agent)
+    if not top_of(key) then return {0, 0, '0-0', -1, {}, {}, -1} end
     local is_paused, is_created, room, next_due, lost = 0, 0, math.max(credit, 0), nil, 0
     local retried, new = {}, {}
     if has_scheduled then next_due = promote(topic, time) end
@@ -153,7 +165,6 @@ for i, want in ipairs(wants) do
         local count, gone = take_waiting(key, group, room, retried)
         room, unclaimed, lost = room - count, count, lost + gone
         local fresh = take_new(key, want, group, room, new)
-        if fresh.err then return fresh end
         if fresh.created then is_created = 1 end
         unclaimed = unclaimed + fresh.count
     elseif try('XPENDING', key, group).err and create_group(topic, agent) then
@@ -168,10 +179,11 @@ for i, want in ipairs(wants) do
     end
     local first = call('ZRANGEBYSCORE', waiting_of(group), '(' .. time, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if first[2] and (next_due == nil or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
-    local top = call('XREVRANGE', key, '+', '-', 'COUNT', 1)
-    answers[i] = {
-        is_paused, is_created, top[1] and top[1][1] or '0-0',
-        next_due and math.max(next_due - time, 0) or -1, retried, new, lost,
+    return {
+        is_paused, is_created, top_of(key), next_due and math.max(next_due - time, 0) or -1, retried, new, lost,
     }
 end
+
+local answers = {}
+for i, want in ipairs(wants) do answers[i] = answer(want) end
 return answers

@@ -26,6 +26,12 @@ for i, group in ipairs(groups) do
     if gate and count_of(gate) == consumer then call('HDEL', order_of(group), 'gate') end
     call('HDEL', order_of(group), 'x:' .. consumer)
     call('DEL', inbox)
+    local order = call('HGETALL', order_of(group))
+    for j = 1, #order, 2 do
+        if order[j]:sub(1, 2) == 'k:' and count_of(order[j + 1]) == consumer then
+            call('HDEL', order_of(group), order[j])
+        end
+    end
     try('XGROUP', 'DELCONSUMER', key, group, consumer)
     unclip(topic, group)
 end

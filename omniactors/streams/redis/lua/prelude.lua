@@ -49,11 +49,12 @@ local function is_before(a, b)
     return a_seq < b_seq
 end
 
--- The reply; an error when there is no such stream or group is a reply too, any other ends the script.
+-- The reply; that there is no such group, or no stream at this key, is a reply too; other errors end the script.
 local function try(...)
     local reply = pcall_(...)
     local problem = type(reply) == 'table' and reply.err
-    if problem and not problem:find('NOGROUP', 1, true) and not problem:find('no such key', 1, true) then
+    if problem and not problem:find('NOGROUP', 1, true) and not problem:find('no such key', 1, true)
+        and not problem:find('WRONGTYPE', 1, true) then
         error(problem, 0)
     end
     return reply
@@ -103,29 +104,6 @@ local function owned_among(key, group, ids, consumer)
     return owned
 end
 
--- Delete those entries that every group has finished.
-local function delete_finished(key, ids)
-    if #ids == 0 then return end
-    local groups = groups_on(key)
-    local finished = {}
-    if #groups == 1 then
-        finished = ids
-    else
-        for _, id in ipairs(ids) do
-            local is_finished = true
-            for _, group in ipairs(groups) do
-                if is_before(group['last-delivered-id'], id)
-                    or #call('XPENDING', key, group['name'], id, id, 1) > 0 then
-                    is_finished = false
-                    break
-                end
-            end
-            if is_finished then finished[#finished + 1] = id end
-        end
-    end
-    for i = 1, #finished, 500 do call('XDEL', key, unpack(finished, i, math.min(i + 499, #finished))) end
-end
-
 -- Trim what stands before everything that some group still needs.
 local function trim(topic)
     local key, low = stream_of(topic), nil
@@ -141,6 +119,32 @@ local function trim(topic)
         if low == nil or is_before(first, low) then low = first end
     end
     if low then call('XTRIM', key, 'MINID', low) end
+end
+
+-- Delete those entries that every group has finished. Where many groups read, to ask each of them for
+-- each entry would cost more than the work: then `trim` does it, now and then (`is_turn`).
+local function delete_finished(topic, ids, is_turn)
+    if #ids == 0 then return end
+    local key, finished = stream_of(topic), {}
+    local groups = groups_on(key)
+    if #groups == 1 then
+        finished = ids
+    elseif #groups * #ids > 1000 or #groups > 16 then
+        if is_turn or #groups <= 16 then trim(topic) end
+    else
+        for _, id in ipairs(ids) do
+            local is_finished = true
+            for _, group in ipairs(groups) do
+                if is_before(group['last-delivered-id'], id)
+                    or #call('XPENDING', key, group['name'], id, id, 1) > 0 then
+                    is_finished = false
+                    break
+                end
+            end
+            if is_finished then finished[#finished + 1] = id end
+        end
+    end
+    for i = 1, #finished, 500 do call('XDEL', key, unpack(finished, i, math.min(i + 499, #finished))) end
 end
 
 -- Move delayed publications that are due into their stream; the time of the next one, or nil.

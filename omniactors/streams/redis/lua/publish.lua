@@ -4,25 +4,24 @@ local caller, limit, window, publications = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
 
-if limit >= 0 then
-    local more, seen = {}, {}
-    for _, publication in ipairs(publications) do
-        local topic, task_id = publication[1], publication[2]
-        local is_known = false
-        if task_id ~= '' and window > 0 then
-            local key = id_key(topic, task_id)
-            is_known = seen[key] or call('EXISTS', key) == 1
-            seen[key] = true
-        end
-        if not is_known then more[topic] = (more[topic] or 0) + 1 end
+-- A topic whose key is no stream is refused here, before anything is written.
+local more, seen = {}, {}
+for _, publication in ipairs(publications) do
+    local topic, task_id = publication[1], publication[2]
+    local is_known = false
+    if task_id ~= '' and window > 0 then
+        local key = id_key(topic, task_id)
+        is_known = seen[key] or call('EXISTS', key) == 1
+        seen[key] = true
     end
-    for topic, count in pairs(more) do
-        local length = call('XLEN', stream_of(topic)) + call('ZCARD', later_of(topic))
-        if length + count > limit then
-            trim(topic)
-            length = call('XLEN', stream_of(topic)) + call('ZCARD', later_of(topic))
-            if length + count > limit then return {'full', topic, length} end
-        end
+    more[topic] = (more[topic] or 0) + (is_known and 0 or 1)
+end
+local function length_of(topic) return call('XLEN', stream_of(topic)) + call('ZCARD', later_of(topic)) end
+for topic, count in pairs(more) do
+    if length_of(topic) + count > limit and limit >= 0 and count > 0 then
+        trim(topic)
+        local length = length_of(topic)
+        if length + count > limit then return {'full', topic, length} end
     end
 end
 

@@ -1,7 +1,9 @@
 -- After a fetch whose reply was lost: give back what is in a consumer's hands without its knowledge.
--- {consumer, blocks}, a block is {topic, agent, ids that it knows}
-local consumer, blocks = unpack(arguments)
+-- {client, number of that fetch, consumer, blocks}; should its packet still come, it takes nothing. A block is {topic, agent, ids that it knows}
+local client, number, consumer, blocks = unpack(arguments)
 open_for_writing()
+call('HSET', P .. 'omni-calls:' .. client, 'fetch', string.format('%.0f', number))
+call('PEXPIRE', P .. 'omni-calls:' .. client, 86400000)
 local count = 0
 for _, block in ipairs(blocks) do
     local topic, agent, known_ids = unpack(block)

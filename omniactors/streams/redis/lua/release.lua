@@ -1,5 +1,7 @@
--- Give entries back. {consumer, blocks}, a block is {topic, agent, ids}
-local consumer, blocks = unpack(arguments)
+-- Give entries back. {caller, consumer, blocks}, a block is {topic, agent, ids}
+local caller, consumer, blocks = unpack(arguments)
+local before = replayed(caller)
+if before then return before end
 open_for_writing()
 for _, block in ipairs(blocks) do
     local topic, agent, ids = unpack(block)
@@ -9,4 +11,4 @@ for _, block in ipairs(blocks) do
     end
     give_back(group, owned, consumer)
 end
-return 1
+return record(caller, 1)

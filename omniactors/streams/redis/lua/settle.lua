@@ -66,11 +66,15 @@ for _, block in ipairs(blocks) do
                 for _, publication in ipairs(publications) do append_once(publication, time, window) end
             end
         end
+        if is_ordered and not is_ours and call('HEXISTS', order_of(group), 'e:' .. id) == 1
+            and #try('XPENDING', key, group, id, id, 1) == 0 then
+            unclaim(group, id, consumer) -- somebody else acknowledged it
+        end
         flags[#flags + 1] = is_ours and 1 or 0
     end
     if #finished > 0 then
         call('XACK', key, group, unpack(finished))
-        delete_finished(key, finished)
+        delete_finished(topic, finished, caller[3] % 64 == 0)
         if call('EXISTS', tries_of(group)) == 1 then call('HDEL', tries_of(group), unpack(finished)) end
     end
     if counts.retry > 0 then ring(topic) end
