@@ -41,9 +41,6 @@ has removed it, so it counts as written.
 
 logger = logging.getLogger("omniactors.agents")
 
-MAX_BATCH = 512
-"""Settlements in one write: beyond this a bigger batch saves nothing, and holds up other writers."""
-
 RETRY = Backoff(initial=0.05, maximum=2.0)
 """Between two tries of a write that the store refused for now."""
 
@@ -98,9 +95,9 @@ class Settler:
         task_status.started()
         while True:
             if self._jobs:
-                await self._settle(self._jobs[:MAX_BATCH])
+                await self._settle(self._jobs[: self._backend.settled_at_once])
             elif self._releases:
-                await self._release(self._releases[:MAX_BATCH])
+                await self._release(self._releases[: self._backend.settled_at_once])
             elif self._withdrawals:
                 await self._withdraw(list(self._withdrawals))
             elif self._is_asked:

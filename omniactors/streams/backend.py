@@ -204,6 +204,11 @@ class Backend(Protocol):
     """A durable store of streams, groups, results, dead letters and the registry."""
 
     @property
+    def settled_at_once(self) -> int:
+        """How many settlements go well into one write: more would hold up others, and the next fetch."""
+        ...
+
+    @property
     def location(self) -> str:
         """Where the data is: a URL with an absolute path and without secrets."""
         ...

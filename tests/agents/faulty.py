@@ -44,6 +44,10 @@ class FaultyStore:
             nursery.cancel_scope.cancel()
         raise BackendError("the lease is lost")
 
+    @property
+    def settled_at_once(self) -> int:
+        return self.real.settled_at_once
+
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         real = getattr(self.real, method)
 

@@ -470,7 +470,9 @@ class TestReviewed:
         async with serving(backend):
             one, two, three = await fetch(backend)
             bad = done(two, result=record("t1"), publications=(event("x", topic="taken"),))
-            assert await backend.settle_many([done(one), bad, done(three)]) == [True, True, True]
+            also = done(three, publications=(event("y", topic="next"),))
+            assert await backend.settle_many([done(one), bad, also]) == [True, True, True]
+            assert await length(backend, "next") == 1
             (letter,) = await backend.dead_letters(TOPIC, limit=9)
             assert letter.original_id == two.key.entry_id
             assert "settlement was refused" in letter.error
@@ -496,6 +498,9 @@ class TestReviewed:
             assert len(failures) == 1
             fetched = await backend.fetch([Want("taken", AGENT, 9), Want(TOPIC, AGENT, 9)])
             assert sorted(numbers(fetched.entries)) == [0, 1, 2]
+            with trio.move_on_after(0.1) as scope:
+                await backend.wait({"taken": fetched.position, TOPIC: fetched.position})
+            assert scope.cancelled_caught, "it would be asked again and again"
             assert {stream.topic for stream in await backend.streams()} == {TOPIC}
         assert "holds no stream" in caplog.text
 

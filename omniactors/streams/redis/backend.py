@@ -102,6 +102,11 @@ class RedisBackend:
         return f"<RedisBackend {self.location}>"
 
     @property
+    def settled_at_once(self) -> int:
+        """What the server does in two milliseconds; meanwhile others are handled, and fetched."""
+        return SETTLED_AT_ONCE
+
+    @property
     def location(self) -> str:
         """The URL without password."""
         return self._redis.location
@@ -139,10 +144,12 @@ class RedisBackend:
                     await self._consumer.leave()
                 await self._watcher.disconnect()
 
-    def _reentered(self, bell: bytes) -> None:
+    async def _reentered(self, bell: bytes) -> None:
         """Our lease was lost, and perhaps everything else."""
         self._watcher.start(bell)
         self._watcher.change_all()
+        if self._agents:
+            await self._calls.script("register", [list(self._agents.values())])
 
     async def announce(self, gateway: str | None) -> None:
         """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
@@ -190,8 +197,6 @@ class RedisBackend:
             if answers is not None:
                 return list(answers)
             await self._consumer.reenter(consumer)
-            if self._agents:
-                await self._calls.script("register", [list(self._agents.values())])
 
     def _take(self, want: Want, answer: list[Any]) -> Taken:
         taken = read_answer(want, answer, self._consumer.id)
@@ -207,6 +212,7 @@ class RedisBackend:
             )
         self._groups.add((want.topic, want.agent))
         if taken.lost < 0:
+            self._watcher.ignore(want.topic)
             self._tell_foreign(want.topic)
         elif taken.lost:
             logger.error(

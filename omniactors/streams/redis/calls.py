@@ -41,6 +41,9 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
 """First words of replies that say: not now."""
 
+_FOR_GOOD = ("WRONGTYPE", "Protocol error", "invalid expire", "user_script")
+"""In replies to what will never be taken, since it depends on nothing but the call and the keys."""
+
 _PASSING_ERRORS = (
     ConnectionLost,
     exceptions.BusyLoadingError,
@@ -181,8 +184,8 @@ class Calls:
             case ConnectionLost():
                 unknown = "; whether the operation took place is not known" if is_unknown else ""
                 return BackendError(f"{error.message}{unknown}", outcome_known=not is_unknown)
-        is_ours = isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.OutOfMemoryError)
-        kind = BackendRefused if is_ours and not is_passing(error) else BackendError
+        is_for_good = isinstance(error, exceptions.ResponseError) and any(sign in str(error) for sign in _FOR_GOOD)
+        kind = BackendRefused if is_for_good else BackendError
         return kind(self._sentence(error), outcome_known=not is_unknown)
 
     def _sentence(self, error: Exception) -> str:

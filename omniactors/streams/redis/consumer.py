@@ -21,7 +21,7 @@ from omniactors.streams.redis.lease import LeaseThread, connect_thread
 from omniactors.streams.redis.scripts import raw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from omniactors.streams.redis.calls import Calls
     from omniactors.streams.redis.keys import Keys
@@ -56,7 +56,7 @@ class Consumer:
     calls: Calls
     keys: Keys
     lease: Lease
-    on_reentry: Callable[[bytes], None]
+    on_reentry: Callable[[bytes], Awaitable[None]]
     """Called with the newest bell when the lease had been lost, and this is a new consumer."""
     id: str = ""
     gateway: str | None = None
@@ -88,9 +88,9 @@ class Consumer:
             bell = await self.enter()
             if self._thread is not None:
                 self._thread.consumer = self.id
+            await self.on_reentry(bell)
             # What the old one took while it was taken over from belongs to nobody.
             await self._give_back(lost, groups, crashes=0)
-        self.on_reentry(bell)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew the lease, take over from vanished consumers, promote what is due; until cancelled."""

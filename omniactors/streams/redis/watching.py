@@ -44,6 +44,7 @@ class Watcher:
         self._tops: dict[str, bytes] = {}
         self._fetches: dict[str, int] = {}
         """The number of the last fetch of each topic."""
+        self._ignored: set[str] = set()
         self._bells = b"0-0"
         self._changed: set[str] = set()
         self._is_all_changed = False
@@ -63,8 +64,13 @@ class Watcher:
 
     def fetched(self, topic: str, top: bytes, number: int) -> None:
         """Fetch `number` saw the stream up to this entry."""
+        self._ignored.discard(topic)
         self._tops[topic] = top
         self._fetches[topic] = number
+
+    def ignore(self, topic: str) -> None:
+        """The key of this topic holds no stream: it cannot be read, and would stop the reading of all."""
+        self._ignored.add(topic)
 
     def change_all(self) -> None:
         """Whatever is waited for counts as changed."""
@@ -124,7 +130,7 @@ class Watcher:
             await self._take_reply(connection)
             return
         if self._asked is None:
-            order = sorted(topics)
+            order = sorted(topics - self._ignored)
             streams = [self._keys.control, *(self._keys.stream(topic) for topic in order)]
             tops = [self._bells, *(self._tops.get(topic, b"0-0") for topic in order)]
             await connection.send("XREAD", "COUNT", 1, "BLOCK", round(BLOCK * 1000), "STREAMS", *streams, *tops)

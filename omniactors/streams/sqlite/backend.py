@@ -95,6 +95,11 @@ class SqliteBackend:
         return f"<SqliteBackend {self.location}>"
 
     @property
+    def settled_at_once(self) -> int:
+        """Beyond this a larger transaction saves nothing."""
+        return 512
+
+    @property
     def location(self) -> str:
         """`sqlite:///` and the absolute path, or `memory://`."""
         return "memory://" if self._path is None else f"sqlite:///{self._path.as_posix()}"

@@ -47,8 +47,11 @@ end
 local first = call('ZRANGE', P .. 'omni-scheduled', 0, 0, 'WITHSCORES')
 if first[2] then next_due = math.max(tonumber(first[2]) - time, 0) end
 local found = call('SSCAN', P .. 'omni-groups', cursor, 'COUNT', 20)
+local trimmed = {}
 for _, group in ipairs(found[2]) do
-    trim(topic_of(group))
+    local topic = topic_of(group)
+    if not trimmed[topic] then trim(topic) end
+    trimmed[topic] = true
     take_from_strangers(group)
 end
 return {is_registered, vanished, next_end, next_due, found[1]}

@@ -54,7 +54,7 @@ local function try(...)
     local reply = pcall_(...)
     local problem = type(reply) == 'table' and reply.err
     if problem and not problem:find('NOGROUP', 1, true) and not problem:find('no such key', 1, true)
-        and not problem:find('WRONGTYPE', 1, true) then
+        and not problem:find('WRONGTYPE', 1, true) and not problem:find('requires the key to exist', 1, true) then
         error(problem, 0)
     end
     return reply
@@ -114,6 +114,7 @@ local function trim(topic)
             first = pending[2]
         else
             local ms, seq = group['last-delivered-id']:match('^(%d+)-(%d+)$')
+            if #seq > 15 then return end -- more than a float counts: nobody but a person writes such an id
             first = ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
         end
         if low == nil or is_before(first, low) then low = first end

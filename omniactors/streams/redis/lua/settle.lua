@@ -8,6 +8,19 @@
 local caller, consumer, window, blocks = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
+
+-- What the keys that are written hold is asked first: an error midway would leave half of it behind.
+for _, block in ipairs(blocks) do
+    for _, settlement in ipairs(block[3]) do
+        if settlement[2] ~= 'retry' then
+            for _, publication in ipairs(settlement[4]) do
+                call('XLEN', stream_of(publication[1]))
+                call('ZCARD', later_of(publication[1]))
+            end
+        end
+        if settlement[2] == 'dead' then call('XLEN', P .. 'omni-dlq:' .. group_of(block[1], block[2])) end
+    end
+end
 open_for_writing()
 
 local time, flags = now(), {}
