@@ -103,7 +103,13 @@ class Chaos:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("is_ordered", [True, False], ids=["ordered", "limited"])
+@pytest.mark.parametrize(
+    "is_ordered",
+    [
+        pytest.param(True, id="ordered", marks=pytest.mark.slow),
+        pytest.param(False, id="limited"),
+    ],
+)
 async def test_chaos(*, is_ordered: bool, seed: int, server: RedisServer, brief: Scene, chance: random.Random) -> None:
     chaos = Chaos(server, brief, chance, is_ordered=is_ordered)
     for _ in range(2):

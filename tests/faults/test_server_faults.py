@@ -108,7 +108,7 @@ async def test_full_memory_stops_publishers_with_one_clear_error_and_consumers_d
     assert not report.repetitions
 
 
-@pytest.mark.skipif(not SLOW, reason="ten seconds: Redis tries to save every five, and publishers are patient for five")
+@pytest.mark.slow  # ten seconds: Redis tries to save every five, and publishers are patient for five
 async def test_a_disk_that_cannot_be_written_stops_publishers_until_it_can(server: RedisServer, scene: Scene) -> None:
     publisher = await begin(scene)
     # MISCONF: a snapshot is due, and its folder cannot be written.
