@@ -271,14 +271,16 @@ class BackendClosed(BackendError):
 class StreamFull(BackendError):
     """The stream of `topic` holds `length` entries and may hold `limit`: nothing was published.
 
-    Publishing again is right once its agents have caught up.
+    `wanted` is how many were to be added. Publishing again is right once its agents have caught up.
     """
 
-    def __init__(self, topic: str, length: int, limit: int) -> None:
-        super().__init__(f"the stream of {topic!r} is full: it holds {length:,} events and may hold {limit:,}")
+    def __init__(self, topic: str, length: int, limit: int, wanted: int = 1) -> None:
+        trouble = "is full" if wanted == 1 else f"has no room for {wanted:,} more"
+        super().__init__(f"the stream of {topic!r} {trouble}: it holds {length:,} events and may hold {limit:,}")
         self.topic = topic
         self.length = length
         self.limit = limit
+        self.wanted = wanted
 
 
 class TaskFailed(OmniActorsError):

@@ -18,7 +18,7 @@ from omniactors.actors.trees import open_supervisor, subtree
 from omniactors.agents.options import AgentConfig, AgentKeywords
 from omniactors.agents.runtime import AgentRuntime, start_failure
 from omniactors.backoff import Backoff
-from omniactors.errors import AgentError, ChildStartError, OmniActorsError
+from omniactors.errors import AgentError, ChildStartError, OmniActorsError, SettingsError
 from omniactors.events.bus import EventBus
 from omniactors.gateway.server import serve
 from omniactors.operations.agents import AgentOperations
@@ -331,18 +331,21 @@ class _Bound:
 
 
 def open_backend(settings: Settings) -> Backend:
-    """The store that the settings name; opens nothing yet."""
+    """The store that the settings name; opens nothing yet. Raises SettingsError for what only the store can judge."""
     url = settings.backend
     if isinstance(url, RedisUrl):
         from omniactors.streams.redis.backend import RedisBackend  # noqa: PLC0415 -- redis loads for its users alone
 
-        return RedisBackend(
-            url.secret,
-            prefix=settings.prefix,
-            lease=settings.lease,
-            dedupe_window=settings.dedupe_window,
-            stream_limit=settings.stream_limit,
-        )
+        try:
+            return RedisBackend(
+                url.secret,
+                prefix=settings.prefix,
+                lease=settings.lease,
+                dedupe_window=settings.dedupe_window,
+                stream_limit=settings.stream_limit,
+            )
+        except ValueError as error:
+            raise SettingsError(f"{settings.chosen_by}: {error}") from None
     return SqliteBackend(
         None if isinstance(url, MemoryUrl) else url.path,
         synchronous="FULL" if settings.synchronous == "full" else "NORMAL",

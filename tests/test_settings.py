@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniactors import OmniActors
 from omniactors.errors import SettingsError
 from omniactors.settings import (
     KNOWN,
@@ -311,3 +312,10 @@ def test_a_dotenv_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=r"\.env cannot be read"):
         read_settings(folder=tmp_path)
+
+
+@pytest.mark.parametrize("options", ["?foo=1", "?protocol=3", "?socket_connect_timeout=abc", "?ssl_cert_reqs=none"])
+def test_options_that_a_redis_url_cannot_have_are_refused_in_a_sentence(options: str) -> None:
+    with pytest.raises(SettingsError, match=r"^the argument: ") as caught:
+        OmniActors(f"redis://:s3cr3t@localhost:6379/0{options}")
+    assert "s3cr3t" not in str(caught.value)

@@ -34,7 +34,8 @@ class AgentOperations:
         """
         known = {record.name for record in await self._backend.list_agents()} | {WEBHOOK_AGENT}
         if check_name(name) not in known:
-            raise AgentError(f"there is no agent {name!r}; there are {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known - {WEBHOOK_AGENT})) or "none yet"
+            raise AgentError(f"there is no agent {name!r}; there are: {names}")
         await self._backend.pause(name)
 
     async def resume(self, name: str) -> None:

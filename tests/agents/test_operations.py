@@ -103,7 +103,7 @@ async def test_only_agents_that_there_are_can_be_paused() -> None:
     omni.add(Picky)
     with trio.fail_after(10):
         async with omni:
-            with pytest.raises(AgentError, match="there is no agent 'picki'; there are picky, webhooks"):
+            with pytest.raises(AgentError, match="there is no agent 'picki'; there are: picky"):
                 await omni.agents.pause("picki")
             await omni.agents.resume("picky")
             await omni.agents.pause("webhooks")

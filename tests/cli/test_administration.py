@@ -82,7 +82,7 @@ def test_a_paused_agent_gets_nothing_until_it_is_resumed(store: Cli) -> None:
 def test_an_agent_that_is_not_there_cannot_be_paused(store: Cli) -> None:
     done = store("agent", "pause", "--name", "ehco", "-f", "json")
     assert (done.code, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: there is no agent 'ehco'; there are echo, moody")
+    assert done.stderr.startswith("error: there is no agent 'ehco'; there are: echo, moody")
 
 
 def test_dead_letters_are_filtered_replayed_and_purged(store: Cli, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def codec(url: str) -> redis.Redis:
     except (ValueError, TypeError):
         # The sentences of urllib and redis-py may quote what follows the "@" that nobody escaped.
         raise ValueError(
-            f"the {scheme}:// URL cannot be read: is each special character of its password escaped, the port a number?"
+            f"the {scheme}:// URL cannot be read: is each special character of its password escaped, "
+            "and is the port, and each option, of its kind?"
         ) from None
 
 

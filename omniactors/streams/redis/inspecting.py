@@ -74,14 +74,14 @@ class Inspector:
             meant = await self._meant(topic, where, limit, is_oldest_first=True)
             length, scheduled, _ = await self._calls.script("inspect", [topic])
             if meant and length + scheduled + len(meant) > self._limit:
-                raise StreamFull(topic, length + scheduled, self._limit)
+                raise StreamFull(topic, length + scheduled, self._limit, len(meant))
 
         async def move(agent: str, letters: list[DeadLetter]) -> int:
             bodies = [[letter.id, raw(body_of_letter(letter)), _task_of(letter)] for letter in letters]
             bound = -1 if self._limit is None else self._limit
             reply = await self._calls.once("replay", [bound, topic, agent, bodies])
             if isinstance(reply, list):
-                raise StreamFull(topic, reply[2], bound)
+                raise StreamFull(topic, reply[2], bound, len(letters))
             return int(reply)
 
         return await self._move(topic, where, limit, move)

@@ -106,7 +106,7 @@ class LeaseThread:
             except Exception as error:  # noqa: BLE001 -- whatever it is, the next try may succeed, and nobody else tries
                 failures += 1
                 if failures == 1:
-                    logger.warning("the lease cannot be renewed: %s", type(error).__name__)
+                    logger.warning("the lease cannot be renewed: %s", str(error) or type(error).__name__)
                 continue
             failures = 0
             self._note_renewal()

@@ -171,7 +171,7 @@ class Publisher:
 
     def _distribute(self, requests: list[_Request], reply: list[Any]) -> None:
         if reply[0] == b"full":
-            self._refuse(requests, StreamFull(reply[1].decode(), reply[2], self._limit))
+            self._refuse(requests, StreamFull(reply[1].decode(), reply[2], self._limit, reply[3]))
             return
         start = 0
         for request in requests:

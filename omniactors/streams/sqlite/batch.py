@@ -191,7 +191,8 @@ class Batch:
             length = self._lengths.get(topic, 0) + self.program.lengths.get(topic, 0)
             added[topic] = added.get(topic, 0) + 1
             if length + added[topic] > limit:
-                return StreamFull(publication.topic, length, limit)
+                wanted = sum(other.topic == publication.topic for other in publications)
+                return StreamFull(publication.topic, length, limit, wanted)
         return None
 
     def _append(self, publication: Publication) -> Published:

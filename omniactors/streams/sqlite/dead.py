@@ -55,7 +55,7 @@ def replay(connection: sqlite3.Connection, scene: Scene, topic: str, where: Dead
         "SELECT ifnull((SELECT length FROM stream WHERE topic = ?), 0), last_id FROM clock", (clean(topic),)
     ).fetchone()
     if scene.stream_limit is not None and length + len(letters) > scene.stream_limit:
-        raise StreamFull(topic, length, scene.stream_limit)
+        raise StreamFull(topic, length, scene.stream_limit, len(letters))
     create_groups(connection, list({(topic, agent) for _, agent in letters}))
     first = first_id(last_id, scene.now)
     moved = to_json([(number, first + place) for place, (number, _) in enumerate(letters)])

@@ -1,5 +1,5 @@
 -- Append publications, all or none. {caller, limit or -1, window, publications}
--- Answers their entry ids, or {'full', topic, length} when a stream has no room.
+-- Answers their entry ids, or {'full', topic, length, how many were to be added} when a stream has no room.
 local caller, limit, window, publications = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
@@ -21,7 +21,7 @@ for topic, count in pairs(more) do
     if length_of(topic) + count > limit and limit >= 0 and count > 0 then
         trim(topic)
         local length = length_of(topic)
-        if length + count > limit then return {'full', topic, length} end
+        if length + count > limit then return {'full', topic, length, count} end
     end
 end
 
