@@ -11,11 +11,11 @@ import trio
 from omniactors.actors.rules import crash_part
 from omniactors.agents.current import CurrentEvent, current_event
 from omniactors.agents.publishing import check_outcome
+from omniactors.agents.reports import task_draft
 from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
 from omniactors.errors import EnvelopeError
 from omniactors.events.context import run_context
-from omniactors.events.event import Event, ReadOnlyDict
 from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     began = time.perf_counter()
     try:
         with run_context(event.correlation_id or event.id):
-            services.bus.publish(task_event("task.started", event, subscription.name))
+            services.bus.publish_draft(task_draft("task.started", event, subscription.name))
             outcome, error = await _outcome(agent, event, current, limit=subscription.options.timeout)
     except BaseException:
         services.settler.give_back(subscription.lane, [delivery.key])
@@ -169,20 +169,3 @@ def error_info(error: BaseException) -> ErrorInfo:
 def _text(text: str) -> str:
     """The text without lone surrogates, which file names bring into messages and UTF-8 cannot hold."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def task_event(event_type: str, event: EventEnvelope[Any], agent: str, **data: object) -> Event:
-    """A bus event about a task, in the task's run."""
-    return Event(
-        run_id=event.correlation_id or event.id,
-        event_type=event_type,
-        # Read-only from the start: any other mapping would be checked and copied, for each of a task's events.
-        data=ReadOnlyDict(
-            task_id=event.id,
-            topic=event.topic,
-            agent=agent,
-            attempt=event.delivery_attempts,
-            causation_id=event.causation_id,
-            **data,
-        ),
-    )

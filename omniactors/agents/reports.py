@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from omniactors.actors.inspection import ChildInfo
-from omniactors.agents.attempt import task_event
-from omniactors.events.event import Event
+from omniactors.events.event import Draft, Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from omniactors.actors.notices import Notice
     from omniactors.agents.settler import Fate, Job
     from omniactors.events.bus import EventBus
+    from omniactors.streams.envelope import EventEnvelope
+    from omniactors.streams.settlement import Settlement
+
+
+def task_draft(
+    event_type: str, event: EventEnvelope[Any], agent: str, more: Mapping[str, object] | None = None
+) -> Draft:
+    """A bus event about a task, in the task's run; `more` is added to its data, and is not changed afterwards."""
+    task_id, correlation_id = event.id, event.correlation_id
+    run_id = correlation_id or task_id
+    return Draft(
+        run_id,
+        event_type,
+        _task_data,
+        (task_id, event.topic, agent, event.delivery_attempts, event.causation_id, more),
+        len(task_id) + len(run_id) + len(event.causation_id or "") + len(event.topic),
+        time.time(),
+    )
+
+
+def published_draft(
+    task_id: str, topic: str, *, correlation_id: str | None, causation_id: str | None, is_duplicate: bool = False
+) -> Draft:
+    """The bus event about a publish, in the run of what was published."""
+    run_id = correlation_id or task_id
+    return Draft(
+        run_id,
+        "task.duplicate" if is_duplicate else "task.published",
+        _published_data,
+        (task_id, topic, causation_id),
+        len(task_id) + len(run_id) + len(causation_id or "") + len(topic),
+        time.time(),
+    )
+
+
+def _task_data(
+    task_id: str,
+    topic: str,
+    agent: str,
+    attempt: int,
+    causation_id: str | None,
+    more: Mapping[str, object] | None,
+) -> dict[str, Any]:
+    data = {"task_id": task_id, "topic": topic, "agent": agent, "attempt": attempt, "causation_id": causation_id}
+    return {**data, **more} if more else data
+
+
+def _published_data(task_id: str, topic: str, causation_id: str | None) -> dict[str, Any]:
+    return {"task_id": task_id, "topic": topic, "causation_id": causation_id}
 
 
 def report_settled(bus: EventBus, job: Job, fate: Fate) -> None:
@@ -26,33 +75,40 @@ def report_settled(bus: EventBus, job: Job, fate: Fate) -> None:
         if is_committed and settlement.dead is not None:
             bus.publish(_unreadable(job))
         return
-    for name, data in _ends(job, fate):
-        bus.publish(task_event(name, event, settlement.key.agent, **data))
-    for publication in settlement.publications if is_committed else ():
-        published = {"task_id": publication.task_id, "topic": publication.topic, "causation_id": event.id}
-        run_id = event.correlation_id or publication.task_id
-        bus.publish(Event(run_id=run_id, event_type="task.published", data=published))
-    if is_committed and settlement.retry is None and event.correlation_id is None:
-        bus.close_stream(event.id)
+    correlation_id = event.correlation_id
+    ends = _ends(settlement, job, fate)
+    last = len(ends) - 1
+    for place, (name, told) in enumerate(ends):
+        draft = task_draft(name, event, settlement.key.agent, told)
+        if "error" in told:
+            draft.weight += len(str(told["error"]))
+        draft.ends_run = (
+            place == last and is_committed and settlement.retry is None and correlation_id is None
+        )
+        bus.publish_draft(draft)
+    if is_committed:
+        for publication in settlement.publications:
+            draft = published_draft(
+                publication.task_id, publication.topic, correlation_id=correlation_id, causation_id=event.id
+            )
+            bus.publish_draft(draft)
 
 
-def _ends(job: Job, fate: Fate) -> Iterator[tuple[str, dict[str, Any]]]:
-    settlement, error = job.settlement, job.error
+def _ends(settlement: Settlement, job: Job, fate: Fate) -> list[tuple[str, dict[str, Any]]]:
+    """The types of what is told, and what is told beside the task itself."""
     told: dict[str, Any] = {"seconds": round(settlement.seconds, 6)}
     if fate == "unconfirmed":
         told["unconfirmed"] = True
-    if error is not None:
-        told |= {"error": error.message, "error_type": error.type}
+    if job.error is not None:
+        told |= {"error": job.error.message, "error_type": job.error.type}
     if fate == "late":
-        yield "task.late_completion", told
-    elif settlement.retry is not None:
-        yield "task.failed", told
-        yield "task.retried", {"after": settlement.retry.after}
-    elif settlement.dead is not None:
-        yield "task.failed", told
-        yield "task.dead_lettered", {"reason": settlement.dead.reason, "error": settlement.dead.error.message}
-    else:
-        yield "task.completed", told
+        return [("task.late_completion", told)]
+    if settlement.retry is not None:
+        return [("task.failed", told), ("task.retried", {"after": settlement.retry.after})]
+    if settlement.dead is not None:
+        dead = {"reason": settlement.dead.reason, "error": settlement.dead.error.message}
+        return [("task.failed", told), ("task.dead_lettered", dead)]
+    return [("task.completed", told)]
 
 
 def _unreadable(job: Job) -> Event:

@@ -15,7 +15,7 @@ import trio
 from omniactors.errors import TooManySubscribers
 from omniactors.events.context import current_run
 from omniactors.events.entrance import Entrance
-from omniactors.events.event import GAP, Event, parse_position, position
+from omniactors.events.event import GAP, Draft, Event, parse_position, position
 from omniactors.events.history import Histories, Ring
 from omniactors.events.patterns import Selection, Where, parse_patterns
 from omniactors.events.queue import EndReason, Loss, Overflow, SubscriberQueue
@@ -51,7 +51,7 @@ class _CloseBus(msgspec.Struct, frozen=True):
     pass
 
 
-_Item = Event | _Packed | _CloseRun | _CloseBus
+_Item = Draft | Event | _Packed | _CloseRun | _CloseBus
 
 
 class EventBus:
@@ -110,6 +110,10 @@ class EventBus:
         """
         self._entrance.enter(event)
 
+    def publish_draft(self, draft: Draft) -> None:
+        """As `publish`, for an event that is written out only for those who read it."""
+        self._entrance.enter(draft)
+
     def subscribe(
         self,
         run_id: str | None = None,
@@ -153,7 +157,7 @@ class EventBus:
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
-        return self._histories.of(run_id)
+        return tuple(map(self._written, self._histories.of(run_id)))
 
     def close_stream(self, run_id: str) -> None:
         """End the run: its subscriptions end behind their last event, also those that come later.
@@ -212,7 +216,7 @@ class EventBus:
             last = min(self._ring.first - 1, until)
             loss = Loss(last - cursor, cursor + 1, last, "evicted")
             cursor = last
-        page = [event for event in self._ring.page(cursor, REPLAY_PAGE) if event.offset <= until]
+        page = [self._written(kept) for kept in self._ring.page(cursor, REPLAY_PAGE) if kept.offset <= until]
         subscriber.queue.replay([event for event in page if subscriber.selection.matches(event)], loss=loss)
         cursor = page[-1].offset if page else until
         subscriber.cursor = cursor
@@ -243,15 +247,14 @@ class EventBus:
         if self._leavers:
             self._forget_leavers()
         match item:
+            case Draft():
+                self._take_draft(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
                 self._stamp(item.event, item.run_id, item.timestamp)
             case _CloseRun():
-                self._histories.close(item.run_id)
-                for subscriber in self._subscribers.values():
-                    if subscriber.selection.run_id == item.run_id:
-                        self._end(subscriber, "run-closed")
+                self._close_run(item.run_id)
             case _CloseBus():
                 self._closed = True
                 for subscriber in self._subscribers.values():
@@ -274,13 +277,41 @@ class EventBus:
         self._ring.append(stamped)
         self._histories.append(stamped)
         route = self._routes.get(event.event_type)
-        for subscriber in self._route(event.event_type) if route is None else route:
+        self._offer(stamped, self._route(event.event_type) if route is None else route)
+
+    def _take_draft(self, draft: Draft) -> None:
+        if self._closed:
+            return
+        self._head = draft.offset = self._head + 1
+        kept: Draft | Event = draft
+        route = self._routes.get(draft.event_type)
+        if route is None:
+            route = self._route(draft.event_type)
+        if route or draft.run_id in self._by_run:
+            kept = self._written(draft)
+            self._offer(kept, route)
+        self._ring.append(kept)
+        self._histories.append(kept)
+        if draft.ends_run:
+            self._close_run(draft.run_id)
+
+    def _written(self, kept: Draft | Event) -> Event:
+        return kept.write_out(self.epoch, self.source) if isinstance(kept, Draft) else kept
+
+    def _offer(self, event: Event, route: tuple[Subscriber, ...]) -> None:
+        for subscriber in route:
             where = subscriber.selection.where
-            if where is None or where.matches(stamped):
-                subscriber.queue.offer(stamped)
-        for subscriber in self._by_run.get(run_id, ()):
-            if subscriber.selection.matches(stamped):
-                subscriber.queue.offer(stamped)
+            if where is None or where.matches(event):
+                subscriber.queue.offer(event)
+        for subscriber in self._by_run.get(event.run_id, ()):
+            if subscriber.selection.matches(event):
+                subscriber.queue.offer(event)
+
+    def _close_run(self, run_id: str) -> None:
+        self._histories.close(run_id)
+        for subscriber in self._subscribers.values():
+            if subscriber.selection.run_id == run_id:
+                self._end(subscriber, "run-closed")
 
     def _admit_loss(self, lost: int) -> None:
         """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""
@@ -313,7 +344,7 @@ class EventBus:
         else:
             if run_id is not None:
                 self._histories.use(run_id)
-                history = self._histories.of(run_id)
+                history = self.history(run_id)
                 start = history[0].offset - 1 if history else start
                 subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
             self._attach(subscriber)

@@ -96,12 +96,15 @@ class Entrance(Generic[Item]):
             self._let_in()
 
     def _enter_at_home(self, item: Item) -> bool:
-        """Let the item in at once, behind the line, if this is the thread of the run that has the bus."""
+        """Let the item in at once, behind the line, if this is the thread of the run that has the bus, or none had."""
+        home = self._home
         # A taken lock means another thread without a run, or a signal handler in the middle of
         # admit: waiting would block the one and deadlock the other, so the line it is.
-        if threading.get_ident() != self._home or not self._inside.acquire(blocking=False):
+        if (home is not None and threading.get_ident() != home) or not self._inside.acquire(blocking=False):
             return False
         try:
+            if self._home is not home:  # a run has claimed the bus meanwhile
+                return False
             if self._line or self._untold:
                 self._admit_line()
             self._admit(item)

@@ -6,10 +6,11 @@ Pure. The ring serves a resume from a position, the histories a late comer to on
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from omniactors.events.event import Event
+from omniactors.events.event import Draft, Event
+
+Kept: TypeAlias = Event | Draft
 
 MAX_CLOSED_RUNS = 10_000
 """So many ended runs are remembered as ended; one beyond that is empty and live like any unknown run."""
@@ -30,7 +31,7 @@ class Ring:
     """
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
-        self._slots: list[Event | None] = [None] * max_events
+        self._slots: list[Kept | None] = [None] * max_events
         self._sizes = [0] * max_events
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -40,7 +41,7 @@ class Ring:
     def __len__(self) -> int:
         return self.next - self.first
 
-    def append(self, event: Event) -> None:
+    def append(self, event: Kept) -> None:
         """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
         slots = len(self._slots)
         size = approximate_size(event)
@@ -55,7 +56,7 @@ class Ring:
         self._bytes += size
         self.next = event.offset + 1
 
-    def page(self, after: int, limit: int) -> list[Event]:
+    def page(self, after: int, limit: int) -> list[Kept]:
         """At most `limit` events in order, from the first kept one behind offset `after`."""
         start = max(after + 1, self.first)
         stop = min(start + limit, self.next)
@@ -71,7 +72,7 @@ class Histories:
         self._per_run = per_run
         self._max_runs = max_runs
         # Lists, not deques: most runs are one task with three events, and a deque begins with room for 64.
-        self._runs: OrderedDict[str, list[Event]] = OrderedDict()
+        self._runs: OrderedDict[str, list[Kept]] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class Histories:
         """How many of the runs that have a history have not ended."""
         return sum(run_id not in self._closed for run_id in tuple(self._runs))
 
-    def append(self, event: Event) -> None:
+    def append(self, event: Kept) -> None:
         """Keep the event in its run; a run that had ended is open again."""
         run_id = event.run_id
         events = self._runs.get(run_id)
@@ -103,7 +104,7 @@ class Histories:
         if run_id in self._runs:
             self._runs.move_to_end(run_id)
 
-    def of(self, run_id: str) -> tuple[Event, ...]:
+    def of(self, run_id: str) -> tuple[Kept, ...]:
         """What is kept of a run, oldest first."""
         return tuple(self._runs.get(run_id, ()))
 
@@ -119,8 +120,10 @@ class Histories:
         return run_id in self._closed
 
 
-def approximate_size(event: Event) -> int:
+def approximate_size(event: Kept) -> int:
     """Bytes that an event occupies, about: texts and containers count by their length, one level deep."""
+    if isinstance(event, Draft):
+        return _EVENT_BYTES + event.weight
     data = event.data
     size = _EVENT_BYTES + len(data) * _VALUE_BYTES
     for value in data.values():

@@ -10,9 +10,9 @@ import trio
 
 from omniactors.agents.current import event_in_hand
 from omniactors.agents.publishing import check_size, schedule
+from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull, TaskFailed
-from omniactors.events.event import Event, ReadOnlyDict
 from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
 from omniactors.streams.settlement import to_publication
 
@@ -131,9 +131,14 @@ class TaskOperations:
         return check_size(to_publication(event, dedupe=dedupe), self._entry_limit)
 
     def _tell(self, event: EventEnvelope[Any], published: Published) -> None:
-        data = ReadOnlyDict(task_id=event.id, topic=event.topic, causation_id=event.causation_id)
-        event_type = "task.duplicate" if published.duplicate else "task.published"
-        self._bus.publish(Event(run_id=event.correlation_id or event.id, event_type=event_type, data=data))
+        draft = published_draft(
+            event.id,
+            event.topic,
+            correlation_id=event.correlation_id,
+            causation_id=event.causation_id,
+            is_duplicate=published.duplicate,
+        )
+        self._bus.publish_draft(draft)
 
 
 def _as_event(item: BatchItem, index: int) -> tuple[EventEnvelope[Any], bool]:
