@@ -8,6 +8,7 @@ system (one_for_one)
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -28,7 +29,7 @@ from omniactors.operations.results import ResultOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
 from omniactors.settings import MemoryUrl, RedisUrl, Settings, read_settings
-from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic, new_id
+from omniactors.streams.envelope import WireEvent, check_topic, new_id
 from omniactors.streams.sqlite.backend import SqliteBackend
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from omniactors.operations.health import AgentCounts
     from omniactors.settings import Address
     from omniactors.streams.backend import Backend, Finding, RuntimeRecord
+    from omniactors.streams.envelope import EventEnvelope
 
 
 def tell_stderr(line: str) -> None:
@@ -127,16 +129,21 @@ class OmniActors:
         waits instead, until there is room or the caller's own scope is cancelled. Cancelled, the
         event was either published or not, never in part.
         """
-        event: EventEnvelope[Any] = EventEnvelope(
+        event: WireEvent[Any] = WireEvent(
+            content=content,
+            webhook=webhook,
+            reply_to=reply_to,
             topic=check_topic(topic),
-            payload=PayloadBase(content=content, webhook=webhook, reply_to=reply_to),
-            id=new_id() if task_id is None else task_id,
+            task_id=new_id() if task_id is None else task_id,
             correlation_id=correlation_id,
             causation_id=causation_id,
             source=source,
             tenant_id=tenant_id,
+            created_at=time.time(),
         )
-        return await self._tasks.publish(event, is_new=task_id is None, delay=delay, at=at, wait_for_room=wait_for_room)
+        return await self._tasks.publish_wire(
+            event, is_new=task_id is None, delay=delay, at=at, wait_for_room=wait_for_room
+        )
 
     async def publish_task(self, event_envelope: EventEnvelope[Any]) -> str:
         """Publish an event that was made before; its id is the task id, and is remembered. Raises as `publish`."""

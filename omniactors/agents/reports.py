@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omniactors.agents.settler import Fate, Job
     from omniactors.events.bus import EventBus
     from omniactors.streams.envelope import EventEnvelope
-    from omniactors.streams.settlement import Settlement
+    from omniactors.streams.settlement import Publication, Settlement
 
 
 def task_draft(
@@ -36,11 +36,10 @@ def task_draft(
     )
 
 
-def published_draft(
-    task_id: str, topic: str, *, correlation_id: str | None, causation_id: str | None, is_duplicate: bool = False
-) -> Draft:
+def published_draft(publication: Publication, *, is_duplicate: bool = False) -> Draft:
     """The bus event about a publish, in the run of what was published."""
-    run_id = correlation_id or task_id
+    task_id, topic, causation_id = publication.task_id, publication.topic, publication.causation_id
+    run_id = publication.correlation_id or task_id
     return Draft(
         run_id,
         "task.duplicate" if is_duplicate else "task.published",
@@ -88,10 +87,7 @@ def report_settled(bus: EventBus, job: Job, fate: Fate) -> None:
         bus.publish_draft(draft)
     if is_committed:
         for publication in settlement.publications:
-            draft = published_draft(
-                publication.task_id, publication.topic, correlation_id=correlation_id, causation_id=event.id
-            )
-            bus.publish_draft(draft)
+            bus.publish_draft(published_draft(publication))
 
 
 def _ends(settlement: Settlement, job: Job, fate: Fate) -> list[tuple[str, dict[str, Any]]]:

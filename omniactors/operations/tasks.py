@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import trio
 
 from omniactors.agents.current import event_in_hand
@@ -13,16 +13,17 @@ from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull, TaskFailed
-from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
-from omniactors.streams.settlement import to_publication
+from omniactors.streams.envelope import EventEnvelope, WireEvent, check_topic, new_id, wire_event, write_event
+from omniactors.streams.settlement import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from omniactors.agents.current import CurrentEvent
     from omniactors.events.bus import EventBus
     from omniactors.streams.backend import Backend, Published
-    from omniactors.streams.settlement import Publication, ResultRecord
+    from omniactors.streams.settlement import ResultRecord
 
 CHUNK = 500
 """Events in one write of a batch: large enough to be cheap, small enough to let others in between."""
@@ -41,29 +42,34 @@ class TaskOperations:
         self._bus = bus
         self._entry_limit = entry_limit
 
-    async def publish(
+    async def publish_wire(
         self,
-        event: EventEnvelope[Any],
+        event: WireEvent[Any],
         *,
         is_new: bool = False,
         delay: float | None = None,
         at: float | datetime | None = None,
         wait_for_room: bool = False,
     ) -> str:
-        """Publish one event; returns its id when it is durable.
+        """Publish one event with a checked topic; returns its id when it is durable.
 
         `is_new` says that its id was made for it: such an id is not remembered, except inside a
         handler, where it is derived from the event in hand instead, so that a retry of the handler
         does not publish twice.
         """
+        publication = self._publication(event, is_new=is_new)
+        if delay is not None or at is not None:
+            publication = schedule(publication, delay=delay, at=at)
+        published = await self._write(publication, has_patience=wait_for_room)
+        self._bus.publish_draft(published_draft(publication, is_duplicate=published.duplicate))
+        return publication.task_id
+
+    async def publish(self, event: EventEnvelope[Any], *, wait_for_room: bool = False) -> str:
+        """Publish an event that was made before; its id is remembered."""
         if not isinstance(event, EventEnvelope):
             raise EnvelopeError(f"event_envelope must be an EventEnvelope, not {type(event).__name__}")
         check_topic(event.topic)
-        event, dedupe = _in_hand(event, is_new=is_new)
-        publication = schedule(self._sized(event, dedupe=dedupe), delay=delay, at=at)
-        published = await self._write(publication, has_patience=wait_for_room)
-        self._tell(event, published)
-        return published.task_id
+        return await self.publish_wire(wire_event(event), wait_for_room=wait_for_room)
 
     async def publish_batch(self, items: Sequence[BatchItem]) -> list[str]:
         """Publish many events; returns their ids, in order.
@@ -71,8 +77,7 @@ class TaskOperations:
         All are checked first: a bad one raises EnvelopeError and nothing is published. Then they
         are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
         """
-        events = [_in_hand(*_as_event(item, index)) for index, item in enumerate(items)]
-        publications = [self._checked(event, dedupe, index) for index, (event, dedupe) in enumerate(events)]
+        publications = [self._checked(item, index) for index, item in enumerate(items)]
         published: list[str] = []
         failed: dict[int, Exception] = {}
         for start in range(0, len(publications), CHUNK):
@@ -82,9 +87,9 @@ class TaskOperations:
             except BackendError as error:
                 failed.update(dict.fromkeys(range(start, start + len(chunk)), error))
                 continue
-            for (event, _), fate in zip(events[start : start + CHUNK], fates, strict=True):
-                self._tell(event, fate)
-            published.extend(fate.task_id for fate in fates)
+            for publication, fate in zip(chunk, fates, strict=True):
+                self._bus.publish_draft(published_draft(publication, is_duplicate=fate.duplicate))
+                published.append(publication.task_id)
         if failed:
             raise BatchFailed(tuple(published), failed)
         return published
@@ -120,59 +125,58 @@ class TaskOperations:
             attempt += 1
             await trio.sleep(ROOM.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret
 
-    def _checked(self, event: EventEnvelope[Any], dedupe: bool, index: int) -> Publication:  # noqa: FBT001 -- a pair's second half
+    def _checked(self, item: BatchItem, index: int) -> Publication:
+        event, is_new = _as_event(item, index)
         try:
-            return self._sized(event, dedupe=dedupe)
+            return self._publication(event, is_new=is_new)
         except EnvelopeError as error:
             error.add_note(f"in item {index} of the batch")
             raise
 
-    def _sized(self, event: EventEnvelope[Any], *, dedupe: bool) -> Publication:
-        return check_size(to_publication(event, dedupe=dedupe), self._entry_limit)
-
-    def _tell(self, event: EventEnvelope[Any], published: Published) -> None:
-        draft = published_draft(
-            event.id,
-            event.topic,
-            correlation_id=event.correlation_id,
-            causation_id=event.causation_id,
-            is_duplicate=published.duplicate,
+    def _publication(self, event: WireEvent[Any], *, is_new: bool) -> Publication:
+        """The event as it is published from here; inside a handler it follows from the event in hand."""
+        current = event_in_hand()
+        if current is not None:
+            _carry(current, event, is_new=is_new)
+        return check_size(
+            Publication(
+                topic=event.topic or "",
+                task_id=event.task_id or "",
+                body=write_event(event),
+                dedupe=current is not None or not is_new,
+                correlation_id=event.correlation_id,
+                causation_id=event.causation_id,
+            ),
+            self._entry_limit,
         )
-        self._bus.publish_draft(draft)
 
 
-def _as_event(item: BatchItem, index: int) -> tuple[EventEnvelope[Any], bool]:
+def _as_event(item: BatchItem, index: int) -> tuple[WireEvent[Any], bool]:
     """The event of an item, and whether its id is new."""
     if isinstance(item, EventEnvelope):
         check_topic(item.topic)
-        return item, False
+        return wire_event(item), False
     if not isinstance(item, tuple) or len(item) != 2:  # noqa: PLR2004 -- a pair
         raise EnvelopeError(f"item {index} must be an EventEnvelope or a pair (topic, content), not {item!r}")
     topic, content = item
     try:
-        return EventEnvelope(topic=check_topic(topic), payload=PayloadBase(content=content)), True
+        topic = check_topic(topic)
     except EnvelopeError as error:
         raise EnvelopeError(f"item {index}: {error}") from None
+    return WireEvent(content=content, topic=topic, task_id=new_id(), created_at=time.time()), True
 
 
-def _in_hand(event: EventEnvelope[Any], is_new: bool) -> tuple[EventEnvelope[Any], bool]:  # noqa: FBT001 -- a pair's second half
-    """The event as it is published from here, and whether its id is to be remembered.
-
-    Inside a handler it follows from the event in hand: what it does not say itself of correlation,
-    causation and tenant is carried along.
-    """
-    current = event_in_hand()
-    if current is None:
-        return event, not is_new
+def _carry(current: CurrentEvent, event: WireEvent[Any], *, is_new: bool) -> None:
+    """Carry along what the event does not say itself of correlation, causation and tenant."""
     cause = current.event
-    carried = msgspec.structs.replace(
-        event,
-        id=current.next_id("published") if is_new else event.id,
-        tenant_id=event.tenant_id if event.tenant_id is not None else cause.tenant_id,
-        correlation_id=event.correlation_id if event.correlation_id is not None else cause.correlation_id,
-        causation_id=event.causation_id if event.causation_id is not None else cause.id,
-    )
-    return carried, True
+    if is_new:
+        event.task_id = current.next_id("published")
+    if event.tenant_id is None:
+        event.tenant_id = cause.tenant_id
+    if event.correlation_id is None:
+        event.correlation_id = cause.correlation_id
+    if event.causation_id is None:
+        event.causation_id = cause.id
 
 
 def _of_agent(records: list[ResultRecord], agent: str | None) -> list[ResultRecord]:

@@ -68,22 +68,26 @@ class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True)
 
     def __post_init__(self) -> None:
         """Strip the topic and check what a type cannot say; raises EnvelopeError."""
-        msgspec.structs.force_setattr(self, "topic", check_topic(self.topic, internal=True))
+        topic = check_topic(self.topic, internal=True)
+        if topic is not self.topic:
+            msgspec.structs.force_setattr(self, "topic", topic)
         if not isinstance(self.payload, PayloadBase):
             raise EnvelopeError(f"payload must be a PayloadBase, not {type(self.payload).__name__}")
         if not isinstance(self.id, str) or not self.id.strip():
             raise EnvelopeError(f"id must be a non-empty string, not {self.id!r}")
         if not (self.tenant_id is self.correlation_id is self.causation_id is self.source is None):
             _check_ids(self)
-        created = self.created_at
+        created, attempts = self.created_at, self.delivery_attempts
+        # Nearly every event passes here; finite is what lies between the infinities.
+        if type(created) is float and -math.inf < created < math.inf and type(attempts) is int and attempts >= 1:
+            return
         if isinstance(created, bool) or not isinstance(created, int | float) or not math.isfinite(created):
             raise EnvelopeError(f"created_at must be a number of Unix seconds, not {created!r}")
-        attempts = self.delivery_attempts
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise EnvelopeError(f"delivery_attempts must be at least 1, not {self.delivery_attempts!r}")
 
 
-def _check_ids(event: EventEnvelope[Any]) -> None:
+def _check_ids(event: EventEnvelope[Any] | WireEvent[Any]) -> None:
     for name in ("tenant_id", "correlation_id", "causation_id", "source"):
         value = getattr(event, name)
         if value is not None and not isinstance(value, str):
@@ -153,24 +157,32 @@ def check_content(value: object, path: str = "$") -> None:
     JSON here is str, int, float, bool, None, dict with string keys, list and tuple. NaN and the
     infinities are none (RFC 8259, section 6).
     """
+    if type(value) in _PLAIN:
+        return
     try:
         _check(value, path)
     except RecursionError:
         raise ContentError(path, "it is nested too deeply, or holds itself") from None
 
 
+_PLAIN = frozenset({str, bool, int, type(None)})
+"""Types whose every value is a JSON value; found by exact type, before a path is spelled out for the others."""
+
+
 def _check(value: object, path: str) -> None:
     kind = type(value)
-    if kind is str or kind is bool or value is None or kind is int:
+    if kind in _PLAIN:
         return
     if kind is dict or isinstance(value, dict):
         for key, item in value.items():  # type: ignore[attr-defined]
             if not isinstance(key, str):
                 raise ContentError(path, f"the key {key!r} is a {type(key).__name__}, and keys are strings")
-            _check(item, f"{path}.{key}")
+            if type(item) not in _PLAIN:
+                _check(item, f"{path}.{key}")
     elif kind is list or kind is tuple:
         for index, item in enumerate(value):  # type: ignore[arg-type]
-            _check(item, f"{path}[{index}]")
+            if type(item) not in _PLAIN:
+                _check(item, f"{path}[{index}]")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ContentError(path, f"{value!r} has no form in JSON")
@@ -196,7 +208,7 @@ def kind_name(value: object) -> str:
 def encode_json(value: object) -> bytes:
     """`value` as JSON; raises ContentError for what only shows when it is written (lone surrogates)."""
     try:
-        return msgspec.json.encode(value, enc_hook=_plain)
+        return _encoder.encode(value)
     except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError) as error:
         raise ContentError("$", str(error)) from None
 
@@ -212,25 +224,48 @@ def _plain(value: object) -> object:
     raise TypeError(f"{kind_name(value)} is no JSON value")
 
 
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def write_event(event: WireEvent[Any]) -> bytes:
+    """An event as it is written to a stream; raises EnvelopeError for what an EventEnvelope would refuse.
+
+    The caller has checked topic, time and attempts.
+    """
+    if event.webhook is not None:
+        check_webhook(event.webhook)
+    if event.reply_to is not None:
+        event.reply_to = check_topic(event.reply_to)
+    if not isinstance(event.task_id, str) or not event.task_id.strip():
+        raise EnvelopeError(f"id must be a non-empty string, not {event.task_id!r}")
+    if not (event.tenant_id is event.correlation_id is event.causation_id is event.source is None):
+        _check_ids(event)
+    check_content(event.content)
+    return encode_json(event)
+
+
+def wire_event(envelope: EventEnvelope[Any]) -> WireEvent[Any]:
+    """The envelope in the form of the wire."""
+    payload = envelope.payload
+    return WireEvent(
+        content=payload.content,
+        webhook=payload.webhook,
+        reply_to=payload.reply_to,
+        topic=envelope.topic,
+        task_id=envelope.id,
+        correlation_id=envelope.correlation_id,
+        causation_id=envelope.causation_id,
+        source=envelope.source,
+        tenant_id=envelope.tenant_id,
+        delivery_attempts=envelope.delivery_attempts,
+        created_at=envelope.created_at,
+    )
+
+
 def encode_event(envelope: EventEnvelope[Any]) -> bytes:
     """The envelope as it is written to a stream; raises ContentError when its content is no JSON."""
-    payload = envelope.payload
-    check_content(payload.content)
-    return encode_json(
-        WireEvent(
-            content=payload.content,
-            webhook=payload.webhook,
-            reply_to=payload.reply_to,
-            topic=envelope.topic,
-            task_id=envelope.id,
-            correlation_id=envelope.correlation_id,
-            causation_id=envelope.causation_id,
-            source=envelope.source,
-            tenant_id=envelope.tenant_id,
-            delivery_attempts=envelope.delivery_attempts,
-            created_at=envelope.created_at,
-        )
-    )
+    check_content(envelope.payload.content)
+    return encode_json(wire_event(envelope))
 
 
 class EventDecoder(Generic[Content]):

@@ -70,7 +70,8 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `dedupe=True` marks an id that was given or derived, to be remembered for the dedupe window.
     It becomes visible `delay` seconds after it is written, or at `at`, in Unix seconds of the
-    backend's clock, when that is given; at once when both are past.
+    backend's clock, when that is given; at once when both are past. `correlation_id` and
+    `causation_id` are the event's, for those who tell of it.
     """
 
     topic: str
@@ -79,6 +80,13 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dedupe: bool = False
     delay: float = 0.0
     at: float | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is only appended: nothing is remembered, nothing waits."""
+        return not self.dedupe and self.at is None and self.delay == 0
 
 
 class Dead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -261,7 +269,14 @@ def _replies(
 
 def to_publication(event: EventEnvelope[Any], *, dedupe: bool) -> Publication:
     """The event, encoded; raises ContentError when its content is no JSON value."""
-    return Publication(topic=event.topic, task_id=event.id, body=encode_event(event), dedupe=dedupe)
+    return Publication(
+        topic=event.topic,
+        task_id=event.id,
+        body=encode_event(event),
+        dedupe=dedupe,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+    )
 
 
 def _webhook(envelope: EventEnvelope[Any], record: ResultRecord, result: object) -> tuple[Publication, ...]:

@@ -238,7 +238,8 @@ def test_a_thread_that_never_stops_does_not_keep_a_run_from_its_tasks() -> None:
                 await trio.lowlevel.checkpoint()
 
     trio.run(main)
-    assert len(set(admitted)) > 3
+    # Two are admitted at a time, and trio's order may put two such turns into one of this task's.
+    assert len(set(admitted)) >= 3
 
 
 def test_threads_without_a_run_are_admitted_one_at_a_time() -> None:
