@@ -83,11 +83,6 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     correlation_id: str | None = None
     causation_id: str | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is only appended: nothing is remembered, nothing waits."""
-        return not self.dedupe and self.at is None and self.delay == 0
-
 
 class Dead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why an entry goes to the dead letters."""

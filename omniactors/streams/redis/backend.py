@@ -81,7 +81,7 @@ class RedisBackend:
         self._redis = TrioRedis(url, connect_timeout=patience or 1.0, response_timeout=patience or 1.0)
         self._keys = Keys(prefix)
         self._calls = Calls(self._redis, self._keys, patience=patience)
-        self._publisher = Publisher(self._calls, window=dedupe_window, limit=stream_limit)
+        self._publisher = Publisher(self._calls, self._keys, window=dedupe_window, limit=stream_limit)
         self._watcher = Watcher(self._calls, self._keys)
         self._listener = ResultListener(self._calls)
         self._inspector = Inspector(self._calls, self._keys, limit=stream_limit)

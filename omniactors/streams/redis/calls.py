@@ -23,7 +23,7 @@ from omniactors.streams.redis.keys import has_hash_tag
 from omniactors.streams.redis.scripts import pack, script
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from omniactors.streams.redis.client import TrioRedis
     from omniactors.streams.redis.keys import Keys
@@ -77,21 +77,36 @@ class Calls:
 
     async def script(self, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """Run a script that may be repeated without harm; raises BackendError."""
-        packed = pack(arguments)
-        return await self._persist(lambda: self._run(name, packed), self._patience if patience is None else patience)
+        return await self.words(name, pack(arguments), patience=patience)
 
-    async def once(self, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
-        """Run a script that changes something once, however often it has to be sent; raises BackendError."""
+    async def words(self, name: str, *words: bytes | str | int, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+        """As `script`, with the script's arguments as they are."""
+        return await self._persist(lambda: self._run(name, words), self._patience if patience is None else patience)
+
+    async def once(
+        self, name: str, arguments: list[Any], words: Sequence[bytes | str] = (), *, patience: float | None = None
+    ) -> Any:  # noqa: ANN401 -- a reply
+        """Run a script that changes something once, however often it has to be sent; raises BackendError.
+
+        `words` are what it takes as it is, behind its arguments.
+        """
         ticket = self.open()
         try:
-            return await self.numbered(ticket, name, arguments, patience=patience)
+            return await self.numbered(ticket, name, arguments, words, patience=patience)
         finally:
             self.retire(ticket)
 
-    async def numbered(self, ticket: Ticket, name: str, arguments: list[Any], *, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
+    async def numbered(
+        self,
+        ticket: Ticket,
+        name: str,
+        arguments: list[Any],
+        words: Sequence[bytes | str] = (),
+        *,
+        patience: float | None = None,
+    ) -> Any:  # noqa: ANN401 -- a reply
         """As `once`, with a ticket from `open`, which a later call may use again for the same arguments."""
-        packed = pack([[self.client, *ticket], *arguments])
-        return await self._persist(lambda: self._run(name, packed), self._patience if patience is None else patience)
+        return await self.words(name, pack([[self.client, *ticket], *arguments]), *words, patience=patience)
 
     def open(self) -> Ticket:
         """A ticket for `numbered`, to be given to `retire` when its outcome is known or nobody asks any more."""
@@ -120,12 +135,12 @@ class Calls:
 
     # -- sending --------------------------------------------------------------------------------
 
-    async def _run(self, name: str, packed: bytes) -> Any:  # noqa: ANN401 -- a reply
+    async def _run(self, name: str, words: tuple[bytes | str | int, ...]) -> Any:  # noqa: ANN401 -- a reply
         found = script(name)
         try:
-            return await self.redis.call(b"EVALSHA", found.sha, 1, self._keys.control, packed)
+            return await self.redis.call(b"EVALSHA", found.sha, 1, self._keys.control, *words)
         except exceptions.NoScriptError:
-            return await self.redis.call(b"EVAL", found.text, 1, self._keys.control, packed)
+            return await self.redis.call(b"EVAL", found.text, 1, self._keys.control, *words)
 
     async def _persist(self, send: Callable[[], Awaitable[T]], patience: float) -> T:
         give_up = trio.current_time() + patience

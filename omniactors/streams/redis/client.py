@@ -276,13 +276,20 @@ class TrioRedis(AsyncCoreCommands):
             refuse(words)
 
     async def _call_unlinked(self, words: tuple[Word, ...], timeout: float | None) -> Reply:  # noqa: ASYNC109
-        self._admit(words)
+        is_known = words[0] in self._known
+        if not is_known:
+            self._admit(words)
         here = self._here()
         while here.attempt is not None:
-            refuse_blocking(words)
+            if not is_known:
+                refuse_blocking(words)
             if self._link is not None:
                 return await self.call(*words, timeout=timeout)
             await self._join(here.attempt)
+        if not is_known and timeout is None:
+            waits = blocking_time(words)
+            if waits is not None:
+                timeout = waits + self._response_timeout if waits else math.inf
         return await self._call_in_turn(here, words, timeout)
 
     async def _join(self, attempt: _Attempt) -> None:
@@ -313,11 +320,12 @@ class TrioRedis(AsyncCoreCommands):
         self._link = None
 
     async def _call_in_turn(self, here: _Local, words: tuple[Word, ...], timeout: float | None) -> Reply:  # noqa: ASYNC109
-        waits = blocking_time(words)
-        if waits is not None and timeout is None:
-            timeout = waits + self._response_timeout if waits else math.inf
         seen = here.dialer.failed_attempts
-        async with here.lock:
+        try:
+            here.lock.acquire_nowait()  # without the turn of the event loop that `acquire` takes
+        except trio.WouldBlock:
+            await here.lock.acquire()
+        try:
             connection = here.connection
             if connection is None or connection.has_ended():
                 here.connection = None
@@ -332,6 +340,8 @@ class TrioRedis(AsyncCoreCommands):
                 if here.attempt is not None:
                     here.connection = None
                     connection.abandon()
+        finally:
+            here.lock.release()
 
     async def _close_own(self, here: _Local) -> None:
         connection, here.connection = here.connection, None

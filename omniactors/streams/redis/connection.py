@@ -7,7 +7,8 @@ would take; a cancelled `receive` loses nothing and may be repeated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+import os
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import hiredis
 import trio
@@ -26,6 +27,18 @@ Word: TypeAlias = bytes | bytearray | memoryview | str | int | float
 
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; which one follows from the command, which no type can say."""
+
+
+SPINS: Final = 5 if (os.cpu_count() or 1) > 1 else 0
+"""Turns of the event loop for which a reply is looked for before the task goes to sleep: some 50 microseconds
+of an idle loop. A server on the same machine mostly has answered by then, and to be woken takes as long again.
+Measured with one publisher: 1.4 times as many publishes. With one processor it would keep the server from it."""
+
+SPIN_MISSES: Final = 8
+"""After so many looks in a row that were in vain the server is taken for a distant one ..."""
+
+SPIN_AGAIN: Final = 64
+"""... and every so many commands it is tried again."""
 
 
 def pack(words: tuple[Word, ...]) -> bytes:
@@ -58,6 +71,7 @@ class RedisConnection:
         self._reader = new_reader()
         self._location = location
         self._response_timeout = response_timeout
+        self._misses = 0
         self._sending = _OneTask("another task is sending on this connection")
         self._receiving = _OneTask("another task is receiving from this connection")
 
@@ -82,6 +96,7 @@ class RedisConnection:
         with self._sending, self._receiving:
             try:
                 await self._send(data)
+                await self._look_out()
                 reply = await self._next_reply(timeout)
             except BaseException:
                 self._wire.close()
@@ -148,12 +163,33 @@ class RedisConnection:
             raise self._lost("it is closed", sent=False)
         try:
             self._wire.write(data)
-            with trio.fail_after(self._response_timeout):
-                await self._wire.flush()
+            if not self._wire.is_flushed:
+                with trio.fail_after(self._response_timeout):
+                    await self._wire.flush()
         except (OSError, trio.ClosedResourceError) as exc:
             raise self._lost(reason_of(exc), sent=self._wire.unsent < len(data)) from exc
         except trio.TooSlowError:
             raise self._lost("the server takes no more bytes", sent=self._wire.unsent < len(data)) from None
+
+    async def _look_out(self) -> None:
+        """Keep the loop turning for a moment: what arrives meanwhile is read without falling asleep."""
+        if self._misses >= SPIN_MISSES:
+            self._misses += 1
+            if self._misses % SPIN_AGAIN:
+                return
+        for _ in range(SPINS):
+            await trio.lowlevel.checkpoint()
+            try:
+                data = None if self._wire.is_closed else self._wire.read()
+            except OSError:
+                return  # whoever reads next finds out
+            if data:
+                self._reader.feed(data)
+                self._misses = 0
+                return
+            if data is not None:
+                return
+        self._misses += 1
 
     async def _next_reply(self, timeout: float | None) -> Reply:  # noqa: ASYNC109 -- as in `call`
         """The next reply, errors as values."""

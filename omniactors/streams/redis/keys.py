@@ -29,6 +29,14 @@ class Keys:
         """The stream of a topic."""
         return f"{self.prefix}{STREAM}{topic}"
 
+    def later(self, topic: str) -> str:
+        """The delayed publications of a topic."""
+        return f"{self.prefix}omni-later:{topic}"
+
+    def calls(self, client: str) -> str:
+        """The last replies to the calls of a client."""
+        return f"{self.prefix}omni-calls:{client}"
+
     def dead(self, group: str) -> str:
         """The dead letters of a group."""
         return f"{self.prefix}omni-dlq:{group}"

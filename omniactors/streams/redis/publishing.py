@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from omniactors.streams.redis.calls import Calls, Ticket
+    from omniactors.streams.redis.keys import Keys
     from omniactors.streams.settlement import Publication
 
 BATCH_COUNT = 256
@@ -35,15 +36,16 @@ LATEST = 1 << 53
 
 
 class _Request:
-    """One publish call: its publications as the script takes them, and what became of them."""
+    """One publish call: what it appends, and what became of it."""
+
+    __slots__ = ("error", "goes_alone", "ids", "is_abandoned", "publications", "size", "task")
 
     def __init__(self, publications: Sequence[Publication]) -> None:
         self.publications = publications
-        self.arguments = [publication_arguments(publication) for publication in publications]
-        self.size = sum(len(publication.body) for publication in publications)
+        self.size = sum([_checked_size(publication) for publication in publications])
         self.ids: list[bytes] | None = None
         self.error: BackendError | None = None
-        self.wake = trio.Event()
+        self.task: trio.lowlevel.Task | None = None
         self.goes_alone = False
         self.is_abandoned = False
 
@@ -51,24 +53,38 @@ class _Request:
     def is_done(self) -> bool:
         return self.ids is not None or self.error is not None
 
+    async def park(self) -> None:
+        """Wait for `wake`."""
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._leave)
+
+    def wake(self) -> None:
+        task, self.task = self.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
     def finish(self, ids: list[bytes]) -> None:
         self.ids = ids
-        self.wake.set()
+        self.wake()
 
     def fail(self, error: BackendError) -> None:
         self.error = error
-        self.wake.set()
+        self.wake()
 
     def answer(self) -> list[Published]:
         """The fate of each; raises what the store refused with."""
         if self.error is not None:
             raise self.error
         return [
-            Published(
-                task_id=publication.task_id, entry_id=found.decode().removeprefix("="), duplicate=found[:1] == b"="
-            )
+            Published(task_id=publication.task_id, entry_id=found.decode())
+            if found[:1] != b"="
+            else Published(task_id=publication.task_id, entry_id=found[1:].decode(), duplicate=True)
             for publication, found in zip(self.publications, self.ids or [], strict=True)
         ]
+
+    def _leave(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class _Batch:
@@ -78,6 +94,12 @@ class _Batch:
         self.requests = requests
         self.ticket = ticket
 
+    def publications(self) -> Sequence[Publication]:
+        """What all of them append, in order."""
+        if len(self.requests) == 1:
+            return self.requests[0].publications
+        return [publication for request in self.requests for publication in request.publications]
+
     def heir(self) -> _Request | None:
         """Somebody who still waits for it."""
         return next((request for request in self.requests if not request.is_abandoned), None)
@@ -86,8 +108,9 @@ class _Batch:
 class Publisher:
     """Appends publications. `window` (seconds) is how long ids are remembered, `limit` bounds each stream."""
 
-    def __init__(self, calls: Calls, *, window: float, limit: int | None) -> None:
+    def __init__(self, calls: Calls, keys: Keys, *, window: float, limit: int | None) -> None:
         self._calls = calls
+        self._keys = keys
         self._window = round(window * 1000)
         self._limit = -1 if limit is None else limit
         self._waiting: deque[_Request] = deque()
@@ -104,9 +127,7 @@ class Publisher:
         try:
             while not request.is_done:
                 if self._is_driven:
-                    await request.wake.wait()
-                    if not request.is_done:
-                        request.wake = trio.Event()
+                    await request.park()
                 else:
                     await self._drive()
         finally:
@@ -116,6 +137,7 @@ class Publisher:
     def _forget(self, request: _Request) -> None:
         """Nobody waits for this one any more; what was sent of it may happen all the same."""
         request.is_abandoned = True
+        request.task = None
         if not request.is_done and request in self._waiting:
             self._waiting.remove(request)
         batch = self._interrupted
@@ -129,29 +151,28 @@ class Publisher:
             return
         heir = self._interrupted.heir() if self._interrupted is not None else None
         if heir is not None:
-            heir.wake.set()
+            heir.wake()
         elif self._waiting:
-            self._waiting[0].wake.set()
+            self._waiting[0].wake()
 
     def _gather(self) -> _Batch:
         requests = [self._waiting.popleft()]
-        count, size = len(requests[0].arguments), requests[0].size
+        count, size = len(requests[0].publications), requests[0].size
         while self._waiting and not requests[0].goes_alone and not self._waiting[0].goes_alone:
             if count >= BATCH_COUNT or size >= BATCH_BYTES:
                 break
             request = self._waiting.popleft()
             requests.append(request)
-            count += len(request.arguments)
+            count += len(request.publications)
             size += request.size
         return _Batch(requests, self._calls.open())
 
     async def _drive(self) -> None:
         """Carry out one batch."""
         batch, self._interrupted = self._interrupted or self._gather(), None
-        sent = [argument for request in batch.requests for argument in request.arguments]
         self._is_driven = True
         try:
-            reply = await self._calls.numbered(batch.ticket, "publish", [self._limit, self._window, sent])
+            reply = await self._append(batch)
         except BackendRefused as error:
             self._calls.retire(batch.ticket)
             self._refuse(batch.requests, error)
@@ -169,13 +190,45 @@ class Publisher:
             self._is_driven = False
             self._wake_next()
 
+    async def _append(self, batch: _Batch) -> list[Any]:
+        publications = batch.publications()
+        _, number = batch.ticket
+        # Every so often `publish` trims the stream, which this does not.
+        if len(publications) == 1 and number % 256 and is_plain(publications[0]):
+            entry_id = await self._append_alone(batch.ticket, publications[0])
+            if entry_id is not None:
+                return [entry_id]
+        runs = runs_of(publications)
+        bodies = [publication.body for publication in publications]
+        reply: list[Any] = await self._calls.numbered(
+            batch.ticket, "publish", [self._limit, self._window, runs], bodies
+        )
+        return reply
+
+    async def _append_alone(self, ticket: Ticket, publication: Publication) -> bytes | None:
+        """Its entry id, or None when there may be no room."""
+        keys, calls, topic = self._keys, self._calls, clean(publication.topic)
+        slot, number = ticket
+        entry_id: bytes | None = await calls.words(
+            "append",
+            keys.calls(calls.client),
+            slot,
+            number,
+            keys.stream(topic),
+            keys.later(topic),
+            "" if self._limit < 0 else self._limit,
+            0 if number % 64 else 1,
+            publication.body,
+        )
+        return entry_id
+
     def _distribute(self, requests: list[_Request], reply: list[Any]) -> None:
         if reply[0] == b"full":
             self._refuse(requests, StreamFull(reply[1].decode(), reply[2], self._limit, reply[3]))
             return
         start = 0
         for request in requests:
-            count = len(request.arguments)
+            count = len(request.publications)
             request.finish(reply[start : start + count])
             start += count
 
@@ -189,20 +242,52 @@ class Publisher:
         self._waiting.extendleft(reversed([request for request in requests if not request.is_abandoned]))
 
 
-def publication_arguments(publication: Publication) -> list[Any]:
-    """[topic, id to remember or "", body, time in ms when it is due or 0, delay in ms]."""
-    if not isinstance(publication.body, bytes):
-        raise BackendError(f"the body of an event must be bytes, not {type(publication.body).__name__}")
-    at, delay = publication.at, publication.delay
-    if not math.isfinite(delay) or not (at is None or math.isfinite(at)):
+def is_plain(publication: Publication) -> bool:
+    """Whether it is only appended: its id is not remembered, and it does not wait."""
+    return not publication.dedupe and publication.at is None and not publication.delay
+
+
+def _checked_size(publication: Publication) -> int:
+    """Bytes of its body; raises BackendError for what no script could take."""
+    body, at, delay = publication.body, publication.at, publication.delay
+    if not isinstance(body, bytes):
+        raise BackendError(f"the body of an event must be bytes, not {type(body).__name__}")
+    if (delay and not math.isfinite(delay)) or not (at is None or math.isfinite(at)):
         raise BackendError(f"delay and at must be finite numbers, not {delay!r} and {at!r}")
-    return [
-        clean(publication.topic),
+    return len(body)
+
+
+def runs_of(publications: Sequence[Publication]) -> list[list[Any]]:
+    """Publications as `publish` takes them: those in a row that are only appended to one topic are counted."""
+    runs: list[list[Any]] = []
+    topic = None
+    for publication in publications:
+        if not is_plain(publication):
+            topic = None
+            runs.append([clean(publication.topic), 1, *_particulars(publication)])
+        elif publication.topic == topic:
+            runs[-1][1] += 1
+        else:
+            topic = publication.topic
+            runs.append([clean(topic), 1])
+    return runs
+
+
+def _particulars(publication: Publication) -> tuple[str, int, int]:
+    """The id to remember or "", the time in ms when it is due or 0, the delay in ms."""
+    at, delay = publication.at, publication.delay
+    return (
         clean(publication.task_id) if publication.dedupe else "",
-        raw(publication.body),
         0 if at is None else max(milliseconds(at), 1),
-        0 if at is not None else milliseconds(delay),
-    ]
+        0 if at is not None or not delay else milliseconds(delay),
+    )
+
+
+def publication_arguments(publication: Publication) -> list[Any]:
+    """A publication of a settlement: [topic, id to remember or "", body, time in ms when it is due or 0, delay in ms]."""
+    _checked_size(publication)
+    task_id, at, delay = _particulars(publication)
+    return [clean(publication.topic), task_id, raw(publication.body), at, delay]
 
 
 def milliseconds(seconds: float) -> int:

@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+ALONE = frozenset({"append"})
+"""Scripts that do without the common part: to unpack arguments costs more than they do."""
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -25,7 +28,7 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script of this name, with what it uses of the common part before it.
+    """The script of this name, with what it uses of the common part before it; nothing where it stands alone.
 
     Redis makes every function of a script anew at each call: with all of them in each script that cost
     3.5 microseconds a call and more.
@@ -33,7 +36,7 @@ def script(name: str) -> Script:
     folder = resources.files("omniactors.streams.redis") / "lua"
     first, *functions = _pieces((folder / "prelude.lua").read_text("utf-8"))
     body = (folder / f"{name}.lua").read_text("utf-8")
-    text = "\n\n".join([first, *_used(functions, body), body])
+    text = "\n\n".join([first, *_used(functions, body), body]) if name not in ALONE else body
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -1,20 +1,23 @@
--- Append publications, all or none. {caller, limit or -1, window, publications}
+-- Append publications, all or none. {caller, limit or -1, window, runs}; their bodies are ARGV[2] and on, in order.
+-- A run is {topic, count} for so many that are only appended, or {topic, 1, id to remember or '', at or 0, delay}.
 -- Answers their entry ids, or {'full', topic, length, how many were to be added} when a stream has no room.
-local caller, limit, window, publications = unpack(arguments)
+local caller, limit, window, runs = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
 
 -- A topic whose key is no stream is refused here, before anything is written.
-local more, seen = {}, {}
-for _, publication in ipairs(publications) do
-    local topic, task_id = publication[1], publication[2]
-    local is_known = false
-    if task_id ~= '' and window > 0 then
-        local key = id_key(topic, task_id)
-        is_known = seen[key] or call('EXISTS', key) == 1
-        seen[key] = true
+local more, seen, has_delays = {}, {}, false
+for _, run in ipairs(runs) do
+    local topic, count, task_id = run[1], run[2], run[3]
+    if task_id then
+        has_delays = has_delays or run[4] > 0 or run[5] > 0
+        if task_id ~= '' and window > 0 then
+            local key = id_key(topic, task_id)
+            if seen[key] or call('EXISTS', key) == 1 then count = 0 end
+            seen[key] = true
+        end
     end
-    more[topic] = (more[topic] or 0) + (is_known and 0 or 1)
+    more[topic] = (more[topic] or 0) + count
 end
 local function length_of(topic) return call('XLEN', stream_of(topic)) + call('ZCARD', later_of(topic)) end
 for topic, count in pairs(more) do
@@ -25,14 +28,16 @@ for topic, count in pairs(more) do
     end
 end
 
-local time, ids = 0, {}
-for _, publication in ipairs(publications) do
-    if publication[4] > 0 or publication[5] > 0 then
-        time = now()
-        break
+local time, ids, place = has_delays and now() or 0, {}, 1
+for _, run in ipairs(runs) do
+    if run[3] then
+        ids[place] = append_once({run[1], run[3], ARGV[place + 1], run[4], run[5]}, time, window)
+    else
+        local key = stream_of(run[1])
+        for i = place, place + run[2] - 1 do ids[i] = call('XADD', key, '*', 'data', ARGV[i + 1]) end
     end
+    place = place + run[2]
 end
-for i, publication in ipairs(publications) do ids[i] = append_once(publication, time, window) end
 -- Where only other programs read, nobody else trims what all of them have finished.
-if caller[3] % 256 == 0 then trim(publications[1][1]) end
+if caller[3] % 256 == 0 then trim(runs[1][1]) end
 return record(caller, ids)
