@@ -20,7 +20,7 @@ from omniactors.streams.redis.inspecting import Inspector
 from omniactors.streams.redis.keys import Keys, clean
 from omniactors.streams.redis.listening import ResultListener
 from omniactors.streams.redis.publishing import Publisher
-from omniactors.streams.redis.settling import parts_of, refused
+from omniactors.streams.redis.settling import Blocks, parts_of, refused
 from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
 from omniactors.streams.redis.watching import Watcher
 from omniactors.streams.settlement import ResultRecord
@@ -270,7 +270,7 @@ class RedisBackend:
             ours = [settlements[place] for place in chunk]
             bodies = await self._bodies([settlement.key for settlement in ours if settlement.dead is not None])
             for part in parts_of(ours, bodies):
-                noted = self._consumer.noted(settlement.key for settlement, _ in part)
+                noted = self._consumer.noted(each.settlement.key for each in part)
                 settled = await self._settle(part)
                 for place, flag in zip(chunk, settled, strict=False):
                     flags[place] = flag
@@ -280,24 +280,23 @@ class RedisBackend:
 
     async def _settle(self, part: Sequence[Prepared]) -> list[bool]:
         """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
-        consumer = part[0][0].key.consumer
+        consumer = part[0].settlement.key.consumer
         flags = [False] * len(part)
-        blocks: dict[Group, list[int]] = {}
-        for place, (settlement, _) in enumerate(part):
-            blocks.setdefault((clean(settlement.key.topic), clean(settlement.key.agent)), []).append(place)
-        arguments = [[*group, [part[place][1] for place in places]] for group, places in blocks.items()]
+        blocks = Blocks(part)
         try:
-            reply = await self._calls.once("settle", [consumer, self._window, arguments], patience=math.inf)
+            reply = await self._calls.once(
+                "settle", [consumer, self._window, blocks.arguments], blocks.words, patience=math.inf
+            )
         except BackendRefused as error:
             if len(part) > 1:
                 return [flag for one in part for flag in await self._settle([one])]
-            settlement, _ = part[0]
+            settlement = part[0].settlement
             if settlement.dead is not None:
                 raise
             logger.warning("the settlement of %s is refused, the event is dead: %s", settlement.key, error)
             bodies = await self._bodies([settlement.key])
             return await self._settle(parts_of([refused(settlement, error)], bodies)[0])
-        for place, flag in zip((place for places in blocks.values() for place in places), reply, strict=True):
+        for place, flag in zip(blocks.places, reply, strict=True):
             flags[place] = bool(flag)
         return flags
 

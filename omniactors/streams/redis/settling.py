@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 _object = msgspec.json.Decoder(dict[str, Any])
 
 
-Prepared = tuple[Settlement, list[Any]]
-"""A settlement, and the same as the script takes it."""
+class Prepared(NamedTuple):
+    """A settlement, and the same as the script takes it: `words` when it is plain, else `arguments`."""
+
+    settlement: Settlement
+    words: tuple[bytes | str, ...] | None
+    arguments: list[Any]
+    weight: int
+    """Bytes, about."""
+
 
 PART_BYTES = 4 << 20
 """About what goes to the server in one call; a larger settlement goes alone."""
@@ -34,16 +41,49 @@ def parts_of(settlements: Sequence[Settlement], bodies: Mapping[EntryKey, bytes]
     parts: list[list[Prepared]] = [[]]
     size = 0
     for settlement in settlements:
-        body = bodies.get(settlement.key)
-        arguments = settlement_arguments(settlement, body)
-        weight = sum(len(publication.body) for publication in settlement.publications) + 2 * len(body or b"")
-        weight += len(bytes(arguments[2][2])) if settlement.result is not None and settlement.retry is None else 0
-        if parts[-1] and size + weight > PART_BYTES:
+        prepared = _prepared(settlement, bodies)
+        if parts[-1] and size + prepared.weight > PART_BYTES:
             parts.append([])
             size = 0
-        parts[-1].append((settlement, arguments))
-        size += weight
+        parts[-1].append(prepared)
+        size += prepared.weight
     return parts
+
+
+def _prepared(settlement: Settlement, bodies: Mapping[EntryKey, bytes]) -> Prepared:
+    record = settlement.result
+    is_plain = settlement.dead is None and settlement.retry is None and not settlement.publications
+    if is_plain and record is not None and record.status == "success":
+        data = _to_json(_stamped(record))
+        words = (settlement.key.entry_id, clean(record.task_id), data, f"{settlement.seconds:.6f}")
+        return Prepared(settlement, words, [], len(data))
+    body = bodies.get(settlement.key)
+    arguments = settlement_arguments(settlement, body)
+    weight = sum(len(publication.body) for publication in settlement.publications) + 2 * len(body or b"")
+    weight += len(bytes(arguments[2][2])) if record is not None and settlement.retry is None else 0
+    return Prepared(settlement, None, arguments, weight)
+
+
+class Blocks:
+    """What goes into one call, by group: as the script takes it, and in which order it answers."""
+
+    def __init__(self, part: Sequence[Prepared]) -> None:
+        self.arguments: list[list[Any]] = []
+        self.words: list[bytes | str] = []
+        self.places: list[int] = []
+        """The place in the part of each flag of the answer."""
+        groups: dict[tuple[str, str, float], tuple[list[int], list[int]]] = {}
+        for place, (settlement, words, _, _) in enumerate(part):
+            key = settlement.key
+            # Plain ones share the time for which their results are kept.
+            group = groups.setdefault((key.topic, key.agent, settlement.result_ttl), ([], []))
+            group[words is None].append(place)
+        for (topic, agent, ttl), (plain, others) in groups.items():
+            settlements = [part[place].arguments for place in others]
+            self.arguments.append([clean(topic), clean(agent), settlements, len(plain), milliseconds(ttl)])
+            for place in plain:
+                self.words += part[place].words or ()
+            self.places += plain + others
 
 
 def refused(settlement: Settlement, error: Exception) -> Settlement:
@@ -70,14 +110,19 @@ def _result_arguments(record: ResultRecord | None, ttl: float) -> list[Any]:
     """[task id, status, record as JSON, time to live in ms], or nothing."""
     if record is None:
         return []
-    if not record.processed_at:
-        record = msgspec.structs.replace(record, processed_at=time.time())
-    return [clean(record.task_id), record.status, raw(_to_json(record)), milliseconds(ttl)]
+    return [clean(record.task_id), record.status, raw(_to_json(_stamped(record))), milliseconds(ttl)]
+
+
+def _stamped(record: ResultRecord) -> ResultRecord:
+    return record if record.processed_at else msgspec.structs.replace(record, processed_at=time.time())
+
+
+_encoder = msgspec.json.Encoder()
 
 
 def _to_json(value: Any) -> bytes:  # noqa: ANN401 -- any of our structs
     try:
-        return msgspec.json.encode(value)
+        return _encoder.encode(value)
     except UnicodeEncodeError:
         return msgspec.json.encode(_cleaned(msgspec.to_builtins(value)))
 

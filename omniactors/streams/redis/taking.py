@@ -81,8 +81,8 @@ def _retried(want: Want, rows: list[Any], consumer: str) -> Iterator[Entry]:
 
 def _new(want: Want, rows: list[Any], consumer: str) -> Iterator[Entry]:
     topic, agent = want.topic, want.agent
-    for entry_id, fields in rows:
-        body = fields[1] if fields[0] == b"data" else body_of(fields)
+    for entry_id, found in zip(rows[::2], rows[1::2], strict=True):
+        body = found if type(found) is bytes else body_of(found)
         yield Entry(key=EntryKey(topic, agent, entry_id.decode(), consumer), body=body)
 
 

@@ -1,8 +1,9 @@
 -- Take entries. {client, number, consumer, its lease in ms, wants}, a want is {topic, agent, credit, limit or -1, 1 if ordered}
 -- Answers nil when the consumer is not (or no more) registered, else for each want
 -- {1 if paused, 1 if the group was missing, top id, next due in ms or -1,
---  retried {id, fields, "attempts crashes"}, new {id, fields}, how many others trimmed away,
+--  retried {id, fields, "attempts crashes"}, new, how many others trimmed away,
 -- -1 when the key of the stream holds something else}.
+-- `new` has two values for each entry: its id, and its body, or its fields when they do not begin with `data`.
 local client, number, consumer, lease, wants = unpack(arguments)
 -- A packet that was held up until others had been sent in its place takes nothing.
 local void = call('HGET', P .. 'omni-calls:' .. client, 'fetch')
@@ -108,10 +109,12 @@ local function take_new(key, want, group, room, taken)
         else
             local skipped = {}
             for _, entry in ipairs(reply[1][2]) do
-                if #entry[2] > 2 and is_for_other(entry[2], agent) then
+                local fields = entry[2]
+                if #fields > 2 and is_for_other(fields, agent) then
                     skipped[#skipped + 1] = entry[1]
                 else
-                    taken[#taken + 1] = entry
+                    taken[2 * count + 1] = entry[1]
+                    taken[2 * count + 2] = fields[1] == 'data' and fields[2] or fields
                     count = count + 1
                     room = room - 1
                 end

@@ -1,10 +1,12 @@
 -- Carry out settlements, each whole or not at all. {caller, consumer, window, blocks}
--- A block is {topic, agent, settlements} and a settlement {id, kind, ...}:
+-- A block is {topic, agent, settlements, plain, ttl} and a settlement {id, kind, ...}:
 --   {id, 'done', result, publications}
 --   {id, 'dead', result, publications, dead letter}
 --   {id, 'retry', delay, attempts}
 -- A result is {} or {task_id, status, record, ttl}. Each ends with the handler's seconds, as text.
--- Answers one flag for each settlement: 0 when its entry was not the consumer's any more.
+-- `plain` is how many settlements of the block only store a success, for `ttl`. They are most of all, and cost half
+-- as much here: ARGV has four words for each, in order: id, task_id, record, seconds.
+-- Answers one flag for each settlement, the plain ones of a block first: 0 when its entry was not the consumer's any more.
 local caller, consumer, window, blocks = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
@@ -49,41 +51,70 @@ local function bury(group, letter)
     if pcall_('XADD', key, id, 'data', letter).err then call('XADD', key, '*', 'data', letter) end
 end
 
+-- The successes of some tasks, at `places` of ARGV, for one agent.
+local function store_plain(agent, places, ttl)
+    local keys = {}
+    for i, place in ipairs(places) do keys[i] = P .. 'omni-result:' .. ARGV[place + 1] end
+    local are_new = call('EXISTS', unpack(keys)) == 0
+    -- Numbers are spelled out once: Redis spells each that it gets, which takes as long as what it is for.
+    local prefix, ttl_ = string.format('%.0f success ', time + ttl), string.format('%.0f', math.max(ttl, 1))
+    for i, place in ipairs(places) do
+        local key = keys[i]
+        call('HSET', key, agent, prefix .. ARGV[place + 2])
+        -- Other agents' results of the task may live longer.
+        if are_new or call('PTTL', key) < ttl then call('PEXPIRE', key, ttl_) end
+        call('PUBLISH', P .. 'omni-done:' .. ARGV[place + 1], '')
+    end
+end
+
+local next_word = 2
 for _, block in ipairs(blocks) do
-    local topic, agent, settlements = unpack(block)
+    local topic, agent, settlements, plain, ttl = unpack(block)
     local key, group = stream_of(topic), group_of(topic, agent)
     local is_ordered = call('EXISTS', order_of(group)) == 1
     local counts = {done = 0, dead = 0, retry = 0}
-    local ids, finished, seconds = {}, {}, 0
-    for i, settlement in ipairs(settlements) do ids[i] = settlement[1] end
+    local ids, finished, places, seconds = {}, {}, {}, 0
+    local first, last = next_word, next_word + 4 * plain - 4
+    next_word = last + 4
+    for place = first, last, 4 do ids[#ids + 1] = ARGV[place] end
+    for _, settlement in ipairs(settlements) do ids[#ids + 1] = settlement[1] end
     local owned = owned_among(key, group, ids, consumer)
-    for _, settlement in ipairs(settlements) do
-        local id, kind = settlement[1], settlement[2]
+
+    -- The entry leaves the consumer's hands: true when it was there.
+    local function let_go(id, kind, seconds_)
         local is_ours = owned[id]
         if is_ours then
             owned[id] = false
-            seconds = seconds + tonumber(settlement[#settlement])
+            seconds = seconds + tonumber(seconds_)
             counts[kind] = counts[kind] + 1
             if is_ordered and unclaim(group, id, consumer) then unclip(topic, group) end
+            if kind ~= 'retry' then finished[#finished + 1] = id end
+        elseif is_ordered and call('HEXISTS', order_of(group), 'e:' .. id) == 1
+            and #try('XPENDING', key, group, id, id, 1) == 0 then
+            unclaim(group, id, consumer) -- somebody else acknowledged it
+        end
+        flags[#flags + 1] = is_ours and 1 or 0
+        return is_ours
+    end
+
+    for place = first, last, 4 do
+        if let_go(ARGV[place], 'done', ARGV[place + 3]) then places[#places + 1] = place end
+    end
+    if #places > 0 then store_plain(agent, places, ttl) end
+    for _, settlement in ipairs(settlements) do
+        local id, kind = settlement[1], settlement[2]
+        if let_go(id, kind, settlement[#settlement]) then
             if kind == 'retry' then
                 call('XCLAIM', key, group, WAITING, 0, id, 'JUSTID')
                 call('ZADD', waiting_of(group), time + settlement[3], pad(id))
                 call('HSET', tries_of(group), id, settlement[4] .. ' 0')
             else
-                finished[#finished + 1] = id
                 local result, publications = settlement[3], settlement[4]
-                if kind == 'dead' then
-                    bury(group, settlement[5])
-                end
+                if kind == 'dead' then bury(group, settlement[5]) end
                 if result[1] then store(agent, result) end
                 for _, publication in ipairs(publications) do append_once(publication, time, window) end
             end
         end
-        if is_ordered and not is_ours and call('HEXISTS', order_of(group), 'e:' .. id) == 1
-            and #try('XPENDING', key, group, id, id, 1) == 0 then
-            unclaim(group, id, consumer) -- somebody else acknowledged it
-        end
-        flags[#flags + 1] = is_ours and 1 or 0
     end
     if #finished > 0 then
         call('XACK', key, group, unpack(finished))
