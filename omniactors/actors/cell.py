@@ -256,7 +256,7 @@ class Cell:
             is_busy = self._has_attention and await self._look_around()
             if self._timers is not None and not self._asked:
                 is_busy = await self._handle_due_timer() or is_busy
-            if not self._is_suspended and not self._left and self._may_have_work():
+            if not self._is_suspended and not self._left and (self._lane is not None or self._has_messages()):
                 is_busy = await self._take_turns() or is_busy
             if is_busy:
                 if self._is_cancelled or time.perf_counter() >= self._slice_end:
@@ -267,29 +267,31 @@ class Cell:
             elif not self._left and not self._has_attention:
                 await self._wait_for_work()
 
-    def _may_have_work(self) -> bool:
-        """Whether taking turns is worth its cost."""
-        if self._lane is not None:
-            return True
+    def _has_messages(self) -> bool:
         for queue in self._queues:  # noqa: SIM110 -- any() takes three times as long
             if queue.messages:
                 return True
         return False
 
     async def _take_turns(self) -> bool:
-        """Handle some messages of each queue, then one item of the lane; False when there was nothing."""
+        """Handle some messages of each queue, then items of the lane; False when there was nothing."""
         is_busy = False
         for queue in self._queues:
             if queue.messages:
                 is_busy = True
                 await self._drain(queue)
-        if self._lane is not None and not self._asked and not self._has_attention:
-            item = self._lane.take()
-            if item is not None:
-                is_busy = True
-                await self._actor.__work__(item)
-                if self._snapshots is not None:
-                    self._snapshots.take(self._actor.snapshot())
+        lane = self._lane
+        while lane is not None and not self._asked and not self._has_attention:
+            item = lane.take()
+            if item is None:
+                break
+            is_busy = True
+            await self._actor.__work__(item)
+            if self._snapshots is not None:
+                self._snapshots.take(self._actor.snapshot())
+            # Whatever else there is goes first.
+            if self._timers is not None or self._has_messages() or time.perf_counter() >= self._slice_end:
+                break
         return is_busy
 
     async def _drain(self, queue: MailboxQueue) -> None:

@@ -21,6 +21,7 @@ from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
 from omniactors.streams.settlement import follow_up, to_publication
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from datetime import datetime
 
     from omniactors.agents.lane import Delivery, EventLane
@@ -109,7 +110,7 @@ class Agent(Actor[Any]):
         )
         publication = schedule(publication, delay=delay, at=at)
         await trio.lowlevel.checkpoint()
-        current.publications.append(publication)
+        current.add(publication)
         return publication.task_id
 
     @property
@@ -125,9 +126,9 @@ class Agent(Actor[Any]):
         """Where the router puts this agent's events."""
         return self._subscription.lane
 
-    async def __work__(self, item: Delivery) -> None:
+    def __work__(self, item: Delivery) -> Awaitable[None]:
         """Handle one event and have it settled."""
-        await attempt(self, item, self._subscription)
+        return attempt(self, item, self._subscription)
 
 
 class CallbackAgent(Agent):

@@ -15,10 +15,12 @@ from omniactors.agents.reports import task_draft
 from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
 from omniactors.errors import EnvelopeError
-from omniactors.events.context import run_context
+from omniactors.events.context import enter_run, leave_run
 from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from omniactors.agents.lane import Delivery
     from omniactors.agents.subscription import Subscription
     from omniactors.streams.envelope import EventEnvelope
@@ -38,7 +40,7 @@ class Handler(Protocol):
         """Whether it applies the timeout itself."""
         ...
 
-    async def handle(self, event: EventEnvelope[Any]) -> object:
+    def handle(self, event: EventEnvelope[Any]) -> Awaitable[object]:
         """Handle one event."""
         ...
 
@@ -49,43 +51,46 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     Raises the handler's error when the agent is to be restarted after it. Cancelled, the event is
     given back, attempts unchanged.
     """
-    services, event = subscription.services, delivery.event
+    services, options, event = subscription.services, subscription.options, delivery.event
     current = CurrentEvent(event, subscription.name)
-    token = current_event.set(current)
+    token, run = current_event.set(current), enter_run(event.correlation_id or event.id)
+    error: Exception | None = None
     began = time.perf_counter()
     try:
-        with run_context(event.correlation_id or event.id):
-            services.bus.publish_draft(task_draft("task.started", event, subscription.name))
-            outcome, error = await _outcome(agent, event, current, limit=subscription.options.timeout)
+        services.bus.publish_draft(task_draft("task.started", event, subscription.name))
+        # Not a function of its own: each frame between the actor and its handler costs every event.
+        try:
+            outcome = _success(await _handling(agent, event, options.timeout), current)
+        except Exception as failure:  # noqa: BLE001 -- a handler may raise anything
+            error, outcome = failure, _failure(failure)
+        except BaseException as failure:
+            # SystemExit from a library, asyncio's cancellation: they end the handler, not the runtime.
+            if crash_part(failure) is None or is_interrupt(failure):
+                raise
+            outcome = _failure(failure)
     except BaseException:
         services.settler.give_back(subscription.lane, [delivery.key])
         raise
     finally:
         current.is_over = True
+        leave_run(run)
         current_event.reset(token)
         subscription.lane.handled(delivery)
     settlement = _settlement(delivery, outcome, subscription, seconds=time.perf_counter() - began)
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
-    if error is not None and subscription.options.on_error == "restart" and not _is_signal(error):
+    if error is not None and options.on_error == "restart" and not _is_signal(error):
         raise error
 
 
-async def _outcome(
-    agent: Handler, event: EventEnvelope[Any], current: CurrentEvent, *, limit: float | None
-) -> tuple[Outcome, Exception | None]:
-    """What became of the event, and the error to restart for, if any."""
-    try:
-        value = await (agent.handle(event) if limit is None else _handle_within(limit, agent, event))
-    except Exception as error:  # noqa: BLE001 -- a handler may raise anything
-        return _failure(error), error
-    except BaseException as error:
-        # SystemExit from a library, asyncio's cancellation: they end the handler, not the runtime.
-        if crash_part(error) is None or is_interrupt(error):
-            raise
-        return _failure(error), None
+def _success(value: object, current: CurrentEvent) -> Outcome:
+    published = tuple(current.publications) if current.publications else ()
     if isinstance(value, Reply):
-        return Succeeded(value=value.content, reply_to=value.reply_to, published=tuple(current.publications)), None
-    return Succeeded(value=value, published=tuple(current.publications)), None
+        return Succeeded(value=value.content, reply_to=value.reply_to, published=published)
+    return Succeeded(value=value, published=published)
+
+
+def _handling(agent: Handler, event: EventEnvelope[Any], limit: float | None) -> Awaitable[object]:
+    return agent.handle(event) if limit is None else _handle_within(limit, agent, event)
 
 
 async def _handle_within(limit: float, agent: Handler, event: EventEnvelope[Any]) -> object:
@@ -113,26 +118,27 @@ def _error_of(outcome: Outcome) -> ErrorInfo | None:
 
 
 def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription, *, seconds: float) -> Settlement:
-    options, services = subscription.options, subscription.services
-
-    def decide(ended: Outcome) -> Settlement:
-        return settle(
-            delivery.key,
-            delivery.event,
-            ended,
-            options.retry,
-            now=services.clock.now(),
-            random=services.clock.random(),
-            reply_to=options.reply_to,
-            result_ttl=services.result_ttl,
-            seconds=seconds,
-        )
-
     try:
-        return check_outcome(decide(outcome), services.entry_limit)
+        settlement = _decide(delivery, outcome, subscription, seconds)
+        return check_outcome(settlement, subscription.services.entry_limit)
     except EnvelopeError as error:
         # The handler has done its work, and would return the same again: trying again helps nobody.
-        return decide(Failed(error=error_info(error), final=True))
+        return _decide(delivery, Failed(error=error_info(error), final=True), subscription, seconds)
+
+
+def _decide(delivery: Delivery, outcome: Outcome, subscription: Subscription, seconds: float) -> Settlement:
+    options, services = subscription.options, subscription.services
+    return settle(
+        delivery.key,
+        delivery.event,
+        outcome,
+        options.retry,
+        now=services.clock.now(),
+        random=services.clock.random(),
+        reply_to=options.reply_to,
+        result_ttl=services.result_ttl,
+        seconds=seconds,
+    )
 
 
 def _is_signal(error: Exception) -> bool:

@@ -20,13 +20,22 @@ class CurrentEvent:
     def __init__(self, event: EventEnvelope[Any], agent: str) -> None:
         self.event = event
         self.agent = agent
-        self.publications: list[Publication] = []
+        self.publications: list[Publication] | None = None
+        """What the handler has published so far as part of its settlement; made with the first."""
         self.is_over = False
         """Whether its outcome is decided: what is published later does not belong to it."""
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int] | None = None
+
+    def add(self, publication: Publication) -> None:
+        """Publish this with the settlement."""
+        if self.publications is None:
+            self.publications = []
+        self.publications.append(publication)
 
     def next_id(self, kind: str) -> str:
         """The id of the next publish of this kind, the same at every try."""
+        if self._numbers is None:
+            self._numbers = {}
         number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
         return derived_id(self.event.id, self.agent, f"{kind}-{number}")
 

@@ -30,9 +30,9 @@ def check_outcome(settlement: Settlement, limit: int) -> Settlement:
 
     A webhook carries the result and little else, so it is not counted by itself.
     """
-    result = settlement.result.result if settlement.result is not None else None
-    if isinstance(result, msgspec.Raw) and len(result) > limit:
-        raise EnvelopeError(f"the result has {len(result):,} bytes, and {limit:,} are allowed")
+    record = settlement.result
+    if record is not None and isinstance(record.result, msgspec.Raw) and len(record.result) > limit:
+        raise EnvelopeError(f"the result has {len(record.result):,} bytes, and {limit:,} are allowed")
     for publication in settlement.publications:
         if publication.topic != WEBHOOK_TOPIC:
             check_size(publication, limit)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omniactors.agents.settler import Fate, Job
     from omniactors.events.bus import EventBus
     from omniactors.streams.envelope import EventEnvelope
-    from omniactors.streams.settlement import Publication, Settlement
+    from omniactors.streams.settlement import Publication
 
 
 def task_draft(
@@ -66,33 +66,28 @@ def _published_data(task_id: str, topic: str, causation_id: str | None) -> dict[
     return {"task_id": task_id, "topic": topic, "causation_id": causation_id}
 
 
-def report_settled(bus: EventBus, job: Job, fate: Fate) -> None:
-    """Tell how an event ended; a run that consists of this one task is closed after its last try."""
+def settled_drafts(job: Job, fate: Fate) -> list[Draft]:
+    """How an event ended; a run that consists of this one task is closed after its last try."""
     settlement, event = job.settlement, job.event
-    is_committed = fate != "late"
     if event is None:
-        if is_committed and settlement.dead is not None:
-            bus.publish(_unreadable(job))
-        return
-    correlation_id = event.correlation_id
-    ends = _ends(settlement, job, fate)
-    last = len(ends) - 1
-    for place, (name, told) in enumerate(ends):
-        draft = task_draft(name, event, settlement.key.agent, told)
-        if "error" in told:
-            draft.weight += len(str(told["error"]))
-        draft.ends_run = (
-            place == last and is_committed and settlement.retry is None and correlation_id is None
-        )
-        bus.publish_draft(draft)
-    if is_committed:
-        for publication in settlement.publications:
-            bus.publish_draft(published_draft(publication))
+        return []
+    agent, seconds = settlement.key.agent, round(settlement.seconds, 6)
+    if settlement.retry is None and settlement.dead is None and fate == "committed":
+        ends = [task_draft("task.completed", event, agent, {"seconds": seconds})]
+    else:
+        ends = [task_draft(name, event, agent, told) for name, told in _ends(job, fate, seconds)]
+        for draft in ends:
+            draft.weight += len(job.error.message) if job.error is not None else 0
+    if fate != "late":
+        ends[-1].ends_run = settlement.retry is None and event.correlation_id is None
+        ends += [published_draft(publication) for publication in settlement.publications]
+    return ends
 
 
-def _ends(settlement: Settlement, job: Job, fate: Fate) -> list[tuple[str, dict[str, Any]]]:
+def _ends(job: Job, fate: Fate, seconds: float) -> list[tuple[str, dict[str, Any]]]:
     """The types of what is told, and what is told beside the task itself."""
-    told: dict[str, Any] = {"seconds": round(settlement.seconds, 6)}
+    settlement = job.settlement
+    told: dict[str, Any] = {"seconds": seconds}
     if fate == "unconfirmed":
         told["unconfirmed"] = True
     if job.error is not None:
@@ -107,18 +102,19 @@ def _ends(settlement: Settlement, job: Job, fate: Fate) -> list[tuple[str, dict[
     return [("task.completed", told)]
 
 
-def _unreadable(job: Job) -> Event:
+def report_unreadable(bus: EventBus, job: Job) -> None:
+    """Tell of an entry that was no event, and is dead."""
     key, dead = job.settlement.key, job.settlement.dead
-    return Event(
-        event_type="task.dead_lettered",
-        data={
-            "topic": key.topic,
-            "agent": key.agent,
-            "entry_id": key.entry_id,
-            "reason": dead.reason if dead else None,
-            "error": dead.error.message if dead else None,
-        },
-    )
+    if dead is None:
+        return
+    data = {
+        "topic": key.topic,
+        "agent": key.agent,
+        "entry_id": key.entry_id,
+        "reason": dead.reason,
+        "error": dead.error.message,
+    }
+    bus.publish(Event(event_type="task.dead_lettered", data=data))
 
 
 def report_notice(bus: EventBus, notice: Notice, agents: Mapping[str, str]) -> None:

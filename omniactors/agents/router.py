@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from contextlib import asynccontextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -97,17 +98,17 @@ class Router(Actor[Any]):
         """Hand everything out; how many there were of each group."""
         counts: dict[tuple[str, str], int] = {}
         ordered: list[tuple[Subscription, Entry, Delivery | EntryError]] = []
-        for entry in entries:
-            key = entry.key
-            group = (key.topic, key.agent)
-            counts[group] = counts.get(group, 0) + 1
-            subscription = self._demand.subscription(key.agent)
+        for (topic, agent), group in groupby(entries, _group_of):
+            together = list(group)
+            counts[topic, agent] = counts.get((topic, agent), 0) + len(together)
+            subscription = self._demand.subscription(agent)
             if subscription is None:
-                self._services.settler.give_back(None, [key])
+                self._services.settler.give_back(None, [entry.key for entry in together])
             elif subscription.is_ordered:
-                ordered.append((subscription, entry, subscription.read(entry)))
+                ordered += [(subscription, entry, subscription.read(entry)) for entry in together]
             else:
-                self._hand_out(subscription, entry, subscription.read(entry))
+                for entry in together:
+                    self._hand_out(subscription, entry, subscription.read(entry))
         if ordered:
             is_ours = await self._claim([_claim_of(entry, read) for _, entry, read in ordered])
             for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
@@ -130,11 +131,12 @@ class Router(Actor[Any]):
             raise
 
     def _hand_out(self, subscription: Subscription, entry: Entry, read: Delivery | EntryError) -> None:
-        if entry.crashes >= MAX_CRASHES:
+        crashes = entry.crashes
+        if crashes >= MAX_CRASHES:
             self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
         elif isinstance(read, EntryError):
             self._bury(subscription, entry, "decode", error_info(read))
-        elif entry.crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
+        elif crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
             self._isolate(subscription, read)
         else:
             subscription.lane.put(read)
@@ -236,6 +238,10 @@ class Router(Actor[Any]):
 
 def _pause(failures: int) -> float:
     return RETRY.delay(failures, random.random())  # noqa: S311 -- jitter, not a secret
+
+
+def _group_of(entry: Entry) -> tuple[str, str]:
+    return entry.key.topic, entry.key.agent
 
 
 def _claim_of(entry: Entry, read: Delivery | EntryError) -> tuple[EntryKey, str]:

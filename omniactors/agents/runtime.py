@@ -30,7 +30,7 @@ from omniactors.actors.trees import Subtree, subtree
 from omniactors.agents.agent import Agent, CallbackAgent
 from omniactors.agents.demand import Demand
 from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, stable_name
-from omniactors.agents.reports import report_notice, report_settled
+from omniactors.agents.reports import report_notice, report_unreadable, settled_drafts
 from omniactors.agents.router import Router
 from omniactors.agents.settler import Fate, Job, Settler
 from omniactors.agents.subscription import Services, Subscription
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from omniactors.actors.notices import Notice
     from omniactors.actors.refs import ActorRef
     from omniactors.events.bus import EventBus
+    from omniactors.events.event import Draft
     from omniactors.streams.backend import Backend
 
 logger = logging.getLogger("omniactors.agents")
@@ -283,14 +284,20 @@ class AgentRuntime:
             lane = member.subscription.lane
             self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
 
-    def _settled(self, job: Job, fate: Fate) -> None:
-        subscription = self._roster[job.settlement.key.agent].subscription
-        if fate != "late":
-            if job.settlement.retry is None and job.settlement.dead is None:
-                subscription.handled += 1
-            else:
-                subscription.failed += 1
-        report_settled(self._bus, job, fate)
+    def _settled(self, jobs: list[Job], fates: list[Fate]) -> None:
+        drafts: list[Draft] = []
+        for job, fate in zip(jobs, fates, strict=True):
+            settlement = job.settlement
+            if fate != "late":
+                subscription = self._roster[settlement.key.agent].subscription
+                if settlement.retry is None and settlement.dead is None:
+                    subscription.handled += 1
+                else:
+                    subscription.failed += 1
+                if job.event is None:
+                    report_unreadable(self._bus, job)
+            drafts += settled_drafts(job, fate)
+        self._bus.publish_drafts(drafts)
 
 
 def start_failure(error: ChildStartError) -> ChildStartError:

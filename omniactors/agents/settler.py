@@ -61,7 +61,7 @@ class Settler:
     """Collects settlements and releases, and writes them until it is asked to stop; then it writes the rest."""
 
     def __init__(
-        self, backend: Backend, *, on_settled: Callable[[Job, Fate], None], on_stop: Callable[[], None]
+        self, backend: Backend, *, on_settled: Callable[[list[Job], list[Fate]], None], on_stop: Callable[[], None]
     ) -> None:
         self._backend = backend
         self._on_settled = on_settled
@@ -121,8 +121,7 @@ class Settler:
         committed, is_sure = await self._persist(lambda: self._backend.settle_many(settlements))
         del self._jobs[: len(batch)]
         otherwise: Fate = "late" if is_sure else "unconfirmed"
-        for job, is_committed in zip(batch, committed, strict=True):
-            self._on_settled(job, "committed" if is_committed else otherwise)
+        self._on_settled(batch, ["committed" if is_committed else otherwise for is_committed in committed])
         self._free(Counter(job.lane for job in batch))
 
     async def _release(self, batch: list[tuple[EventLane | None, EntryKey]]) -> None:

@@ -23,7 +23,7 @@ from omniactors.events.statistics import BusStats, SubscriberStats
 from omniactors.events.subscription import Subscriber, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 RING_EVENTS = 8192
 """So many events can be resumed from: some seconds of a busy system, hours of a quiet one."""
@@ -113,6 +113,10 @@ class EventBus:
     def publish_draft(self, draft: Draft) -> None:
         """As `publish`, for an event that is written out only for those who read it."""
         self._entrance.enter(draft)
+
+    def publish_drafts(self, drafts: Sequence[Draft]) -> None:
+        """As many `publish_draft`, at less cost."""
+        self._entrance.enter(*drafts)
 
     def subscribe(
         self,
@@ -246,9 +250,10 @@ class EventBus:
     def _admit(self, item: _Item) -> None:
         if self._leavers:
             self._forget_leavers()
+        if type(item) is Draft:  # nearly all of them
+            self._take_draft(item)
+            return
         match item:
-            case Draft():
-                self._take_draft(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
@@ -309,9 +314,10 @@ class EventBus:
 
     def _close_run(self, run_id: str) -> None:
         self._histories.close(run_id)
-        for subscriber in self._subscribers.values():
-            if subscriber.selection.run_id == run_id:
-                self._end(subscriber, "run-closed")
+        if self._subscribers:
+            for subscriber in self._subscribers.values():
+                if subscriber.selection.run_id == run_id:
+                    self._end(subscriber, "run-closed")
 
     def _admit_loss(self, lost: int) -> None:
         """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""

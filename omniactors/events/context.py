@@ -16,6 +16,16 @@ def current_run() -> str:
     return _current_run.get()
 
 
+def enter_run(run_id: str) -> Token[str]:
+    """Make this the current run until `leave_run`; what `run_context` does, without an object for it."""
+    return _current_run.set(run_id)
+
+
+def leave_run(token: Token[str]) -> None:
+    """Go back to the run that was current before."""
+    _current_run.reset(token)
+
+
 class run_context:  # noqa: N801 -- read as a verb at `with run_context("run-A"):`, like contextlib.suppress
     """Events published inside the block carry `run_id`, unless they name a run themselves.
 

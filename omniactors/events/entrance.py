@@ -48,21 +48,22 @@ class Entrance(Generic[Item]):
         self._home: int | None = None
         self.lost_total = 0
 
-    def enter(self, item: Item) -> None:
-        """Let the item in, or line it up, or lose it when the line is full. Never waits, never raises."""
-        if not self._enter_at_home(item):
-            if len(self._line) < self._capacity:
-                self._line.append(self._pack(item))
-            else:
-                with self._loss_lock:
-                    self._untold += 1
-                    self.lost_total += 1
+    def enter(self, *items: Item) -> None:
+        """Let the items in, or line them up, or lose those that find the line full. Never waits, never raises."""
+        if not self._enter_at_home(items):
+            for item in items:
+                if len(self._line) < self._capacity:
+                    self._line.append(self._pack(item))
+                else:
+                    with self._loss_lock:
+                        self._untold += 1
+                        self.lost_total += 1
         if self._line or self._untold:
             self._let_in()
 
     def enter_surely(self, item: Item) -> None:
         """As `enter`, but exempt from the line's bound: for the few items that must not be lost."""
-        if not self._enter_at_home(item):
+        if not self._enter_at_home((item,)):
             self._line.append(item)
         if self._line or self._untold:
             self._let_in()
@@ -95,8 +96,8 @@ class Entrance(Generic[Item]):
         finally:
             self._let_in()
 
-    def _enter_at_home(self, item: Item) -> bool:
-        """Let the item in at once, behind the line, if this is the thread of the run that has the bus, or none had."""
+    def _enter_at_home(self, items: tuple[Item, ...]) -> bool:
+        """Let the items in at once, behind the line, if this is the thread of the run that has the bus, or none had."""
         home = self._home
         # A taken lock means another thread without a run, or a signal handler in the middle of
         # admit: waiting would block the one and deadlock the other, so the line it is.
@@ -107,7 +108,8 @@ class Entrance(Generic[Item]):
                 return False
             if self._line or self._untold:
                 self._admit_line()
-            self._admit(item)
+            for item in items:
+                self._admit(item)
         finally:
             self._inside.release()
         return True

@@ -43,18 +43,19 @@ class Ring:
 
     def append(self, event: Kept) -> None:
         """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
-        slots = len(self._slots)
+        slots, offset = len(self._slots), event.offset
         size = approximate_size(event)
-        while self.next - self.first == slots or (self._bytes + size > self._max_bytes and self.first < self.next):
+        total = self._bytes + size
+        while offset - self.first == slots or (total > self._max_bytes and self.first < offset):
             oldest = self.first % slots
             self._slots[oldest] = None
-            self._bytes -= self._sizes[oldest]
+            total -= self._sizes[oldest]
             self.first += 1
-        slot = event.offset % slots
+        slot = offset % slots
         self._slots[slot] = event
         self._sizes[slot] = size
-        self._bytes += size
-        self.next = event.offset + 1
+        self._bytes = total
+        self.next = offset + 1
 
     def page(self, after: int, limit: int) -> list[Kept]:
         """At most `limit` events in order, from the first kept one behind offset `after`."""
@@ -85,14 +86,14 @@ class Histories:
 
     def append(self, event: Kept) -> None:
         """Keep the event in its run; a run that had ended is open again."""
-        run_id = event.run_id
-        events = self._runs.get(run_id)
+        runs, run_id = self._runs, event.run_id
+        events = runs.get(run_id)
         if events is None:
-            self._runs[run_id] = [event]
-            if len(self._runs) > self._max_runs:
-                self._runs.popitem(last=False)
+            runs[run_id] = [event]
+            if len(runs) > self._max_runs:
+                runs.popitem(last=False)
         else:
-            self._runs.move_to_end(run_id)
+            runs.move_to_end(run_id)
             events.append(event)
             if len(events) > self._per_run:
                 del events[0]
@@ -110,10 +111,11 @@ class Histories:
 
     def close(self, run_id: str) -> None:
         """Remember that the run has ended."""
-        self._closed[run_id] = None
-        self._closed.move_to_end(run_id)
-        if len(self._closed) > MAX_CLOSED_RUNS:
-            self._closed.popitem(last=False)
+        closed = self._closed
+        closed[run_id] = None
+        closed.move_to_end(run_id)
+        if len(closed) > MAX_CLOSED_RUNS:
+            closed.popitem(last=False)
 
     def is_closed(self, run_id: str) -> bool:
         """Whether the run is known to have ended."""

@@ -87,9 +87,11 @@ class TaskOperations:
             except BackendError as error:
                 failed.update(dict.fromkeys(range(start, start + len(chunk)), error))
                 continue
-            for publication, fate in zip(chunk, fates, strict=True):
-                self._bus.publish_draft(published_draft(publication, is_duplicate=fate.duplicate))
-                published.append(publication.task_id)
+            told = zip(chunk, fates, strict=True)
+            self._bus.publish_drafts(
+                [published_draft(publication, is_duplicate=fate.duplicate) for publication, fate in told]
+            )
+            published += [publication.task_id for publication in chunk]
         if failed:
             raise BatchFailed(tuple(published), failed)
         return published

@@ -195,14 +195,13 @@ def settle(
     # Encoded here and now: the handler may go on to change the object it returned.
     value = msgspec.Raw(encode_json(outcome.value))
     record = _record(key, envelope, status="success", result=value, now=now)
-    replies = _replies(key, envelope, outcome, reply_to)
-    return Settlement(
-        key=key,
-        result=record,
-        result_ttl=result_ttl,
-        publications=(*outcome.published, *replies, *_webhook(envelope, record, outcome.value)),
-        seconds=seconds,
-    )
+    publications = outcome.published
+    target = outcome.reply_to or envelope.payload.reply_to or reply_to
+    if target is not None:
+        publications += _reply(key, envelope, outcome, target)
+    if envelope.payload.webhook is not None:
+        publications += _webhook(envelope, record, outcome.value)
+    return Settlement(key=key, result=record, result_ttl=result_ttl, publications=publications, seconds=seconds)
 
 
 def dead_letter(key: EntryKey, dead: Dead, envelope: EventEnvelope[Any] | None, *, now: float) -> Settlement:
@@ -251,12 +250,9 @@ def _record(
     )
 
 
-def _replies(
-    key: EntryKey, envelope: EventEnvelope[Any], outcome: Succeeded, default: str | None
-) -> tuple[Publication, ...]:
-    """The automatic reply, unless there is nowhere to send it or the handler replied by itself."""
-    target = outcome.reply_to or envelope.payload.reply_to or default
-    if target is None or any(event.topic == target for event in outcome.published):
+def _reply(key: EntryKey, envelope: EventEnvelope[Any], outcome: Succeeded, target: str) -> tuple[Publication, ...]:
+    """The automatic reply, unless the handler replied by itself."""
+    if any(event.topic == target for event in outcome.published):
         return ()
     event_id = derived_id(envelope.id, key.agent, "reply")
     return (to_publication(follow_up(envelope, target, outcome.value, event_id=event_id), dedupe=True),)
