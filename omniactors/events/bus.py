@@ -161,7 +161,8 @@ class EventBus:
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
-        return tuple(map(self._written, self._histories.of(run_id)))
+        with self._entrance.closed():
+            return self._history(run_id)
 
     def close_stream(self, run_id: str) -> None:
         """End the run: its subscriptions end behind their last event, also those that come later.
@@ -189,9 +190,11 @@ class EventBus:
         present = [subscriber for key, subscriber in tuple(self._subscribers.items()) if key not in gone]
         dropped = sum(subscriber.queue.dropped for subscriber in tuple(self._subscribers.values()))
         rows = [self._subscriber_stats(subscriber) for subscriber in present]
+        with self._entrance.closed():
+            active_runs, history_runs = self._histories.open_runs, len(self._histories)
         return BusStats(
-            active_runs=self._histories.open_runs,
-            history_runs=len(self._histories),
+            active_runs=active_runs,
+            history_runs=history_runs,
             global_subscribers=sum(subscriber.counted for subscriber in present),
             published_total=self._head,
             dropped_events_total=dropped + self._lost_by_leavers + self._entrance.lost_total,
@@ -250,10 +253,9 @@ class EventBus:
     def _admit(self, item: _Item) -> None:
         if self._leavers:
             self._forget_leavers()
-        if type(item) is Draft:  # nearly all of them
-            self._take_draft(item)
-            return
         match item:
+            case Draft():
+                self._take_draft(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
@@ -288,6 +290,10 @@ class EventBus:
         if self._closed:
             return
         self._head = draft.offset = self._head + 1
+        if not self._subscribers:
+            self._ring.append(draft)
+            self._histories.note(draft)
+            return
         kept: Draft | Event = draft
         route = self._routes.get(draft.event_type)
         if route is None:
@@ -299,6 +305,9 @@ class EventBus:
         self._histories.append(kept)
         if draft.ends_run:
             self._close_run(draft.run_id)
+
+    def _history(self, run_id: str) -> tuple[Event, ...]:
+        return tuple(map(self._written, self._histories.of(run_id)))
 
     def _written(self, kept: Draft | Event) -> Event:
         return kept.write_out(self.epoch, self.source) if isinstance(kept, Draft) else kept
@@ -314,10 +323,9 @@ class EventBus:
 
     def _close_run(self, run_id: str) -> None:
         self._histories.close(run_id)
-        if self._subscribers:
-            for subscriber in self._subscribers.values():
-                if subscriber.selection.run_id == run_id:
-                    self._end(subscriber, "run-closed")
+        for subscriber in self._subscribers.values():
+            if subscriber.selection.run_id == run_id:
+                self._end(subscriber, "run-closed")
 
     def _admit_loss(self, lost: int) -> None:
         """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""
@@ -350,7 +358,7 @@ class EventBus:
         else:
             if run_id is not None:
                 self._histories.use(run_id)
-                history = self.history(run_id)
+                history = self._history(run_id)
                 start = history[0].offset - 1 if history else start
                 subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
             self._attach(subscriber)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+LOOK = 0.5
+"""Seconds, far more than anybody is inside."""
+
 
 class Entrance(Generic[Item]):
     """Calls `admit(item)` for each item, never two calls at once, and `admit_loss(n)` where n items were lost.
@@ -94,6 +97,21 @@ class Entrance(Generic[Item]):
                 self._admit_line()
                 yield
         finally:
+            self._let_in()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nothing is admitted inside the block; from any thread. What comes meanwhile is let in after it.
+
+        A signal handler in the middle of `admit` gets in all the same, after LOOK seconds: it interrupts
+        the one it would wait for.
+        """
+        is_closed = self._inside.acquire(timeout=LOOK)
+        try:
+            yield
+        finally:
+            if is_closed:
+                self._inside.release()
             self._let_in()
 
     def _enter_at_home(self, items: tuple[Item, ...]) -> bool:

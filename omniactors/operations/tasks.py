@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -60,7 +61,10 @@ class TaskOperations:
         publication = self._publication(event, is_new=is_new)
         if delay is not None or at is not None:
             publication = schedule(publication, delay=delay, at=at)
-        published = await self._write(publication, has_patience=wait_for_room)
+        if wait_for_room:
+            published = await self._write_patiently(publication)
+        else:
+            (published,) = await self._backend.publish([publication])
         self._bus.publish_draft(published_draft(publication, is_duplicate=published.duplicate))
         return publication.task_id
 
@@ -114,15 +118,12 @@ class TaskOperations:
                 raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
             records = await self._backend.wait_results(task_id, len(records))
 
-    async def _write(self, publication: Publication, *, has_patience: bool) -> Published:
+    async def _write_patiently(self, publication: Publication) -> Published:
+        """Publish as soon as there is room."""
         attempt = 0
         while True:
-            try:
+            with suppress(StreamFull):
                 (published,) = await self._backend.publish([publication])
-            except StreamFull:
-                if not has_patience:
-                    raise
-            else:
                 return published
             attempt += 1
             await trio.sleep(ROOM.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret

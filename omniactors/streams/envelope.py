@@ -24,9 +24,28 @@ INTERNAL_PREFIX = "omni."
 """Topics that begin so belong to the runtime itself, as the webhooks' one."""
 
 
+IDS_AT_ONCE = 64
+
+_digits: list[str] = []
+"""Random digits for ids to come: to ask the system for each cost as much as the rest of an id."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_digits.clear)  # or the child would give the ids of its parent
+
+
+def _draw() -> str:
+    """32 random hexadecimal digits; from any thread."""
+    try:
+        return _digits.pop()
+    except IndexError:
+        fresh = os.urandom(16 * IDS_AT_ONCE).hex()
+        _digits.extend([fresh[start : start + 32] for start in range(32, len(fresh), 32)])
+        return fresh[:32]
+
+
 def new_id() -> str:
-    """A random UUID, version 4; made by hand since `uuid.uuid4` takes three times as long, once for each event."""
-    digits = os.urandom(16).hex()
+    """A random UUID, version 4; made by hand since `uuid.uuid4` takes four times as long, once for each event."""
+    digits = _draw()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 

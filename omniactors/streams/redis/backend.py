@@ -26,7 +26,7 @@ from omniactors.streams.redis.watching import Watcher
 from omniactors.streams.settlement import ResultRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from omniactors.streams.backend import (
         AgentMetrics,
@@ -113,9 +113,9 @@ class RedisBackend:
 
     # -- publishing -----------------------------------------------------------------------------
 
-    async def publish(self, publications: Sequence[Publication]) -> list[Published]:
-        """Append all of them in one write; durable as the server's append-only file is."""
-        return await self._publisher.publish(publications)
+    def publish(self, publications: Sequence[Publication]) -> Coroutine[Any, Any, list[Published]]:
+        """Append all of them in one write, when awaited; durable as the server's append-only file is."""
+        return self._publisher.publish(publications)
 
     async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Create groups (topic, agent) at the start of their streams."""

@@ -20,7 +20,7 @@ from omniactors.streams.redis.keys import clean
 from omniactors.streams.redis.scripts import raw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from omniactors.streams.redis.calls import Calls, Ticket
     from omniactors.streams.redis.keys import Keys
@@ -38,7 +38,7 @@ LATEST = 1 << 53
 class _Request:
     """One publish call: what it appends, and what became of it."""
 
-    __slots__ = ("error", "goes_alone", "ids", "is_abandoned", "publications", "size", "task")
+    __slots__ = ("error", "goes_alone", "ids", "is_abandoned", "is_done", "publications", "size", "task")
 
     def __init__(self, publications: Sequence[Publication]) -> None:
         self.publications = publications
@@ -46,17 +46,12 @@ class _Request:
         self.ids: list[bytes] | None = None
         self.error: BackendError | None = None
         self.task: trio.lowlevel.Task | None = None
-        self.goes_alone = False
-        self.is_abandoned = False
+        self.is_done = self.goes_alone = self.is_abandoned = False
 
-    @property
-    def is_done(self) -> bool:
-        return self.ids is not None or self.error is not None
-
-    async def park(self) -> None:
+    def park(self) -> Awaitable[None]:
         """Wait for `wake`."""
         self.task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._leave)
+        return trio.lowlevel.wait_task_rescheduled(self._leave)  # noqa: ASYNC105 -- awaited by the caller
 
     def wake(self) -> None:
         task, self.task = self.task, None
@@ -64,11 +59,11 @@ class _Request:
             trio.lowlevel.reschedule(task)
 
     def finish(self, ids: list[bytes]) -> None:
-        self.ids = ids
+        self.ids, self.is_done = ids, True
         self.wake()
 
     def fail(self, error: BackendError) -> None:
-        self.error = error
+        self.error, self.is_done = error, True
         self.wake()
 
     def answer(self) -> list[Published]:
@@ -130,8 +125,9 @@ class Publisher:
                     await request.park()
                 else:
                     await self._drive()
-        finally:
+        except BaseException:
             self._forget(request)
+            raise
         return request.answer()
 
     def _forget(self, request: _Request) -> None:
