@@ -55,7 +55,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     current = CurrentEvent(event, subscription.name)
     token, run = current_event.set(current), enter_run(event.correlation_id or event.id)
     error: Exception | None = None
-    began = time.perf_counter()
+    began, seconds = time.perf_counter(), 0.0
     try:
         services.bus.publish_draft(task_draft("task.started", event, subscription.name))
         # Not a function of its own: each frame between the actor and its handler costs every event.
@@ -72,11 +72,12 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         services.settler.give_back(subscription.lane, [delivery.key])
         raise
     finally:
+        seconds = time.perf_counter() - began
         current.is_over = True
         leave_run(run)
         current_event.reset(token)
-        subscription.lane.handled(delivery)
-    settlement = _settlement(delivery, outcome, subscription, seconds=time.perf_counter() - began)
+        subscription.lane.handled(delivery, seconds)
+    settlement = _settlement(delivery, outcome, subscription, seconds=seconds)
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
     if error is not None and options.on_error == "restart" and not _is_signal(error):
         raise error

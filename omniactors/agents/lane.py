@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 RATE_HORIZON = 0.1
 """Seconds of work to hold in memory: enough to hide a fetch, little enough to hand over at a stop."""
+QUANTUM = 32
+"""Events that an agent may hold as soon as its handler is known to be quick enough for them, however few it had so
+far: of many agents that take turns, each gets enough at a time to be worth asking for."""
 RATE_SMOOTHING = 0.3
 RATE_INTERVAL = 0.005
 """Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
@@ -56,14 +59,24 @@ class EventLane:
         self._idle: dict[Parker, None] = {}
         self._suspect: Delivery | None = None
         self._is_exclusive = False
+        self._seconds: float | None = None
+        """What one event takes a handler, lately; None before the first."""
         self._rate = 0.0
         self._settled_since = 0
         self._rate_time: float | None = None
 
     @property
     def limit(self) -> int:
-        """How many events to hold: twice the concurrency, or what is worked off in RATE_HORIZON seconds."""
-        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON)))
+        """How many events to hold: twice the concurrency, or what is worked off in RATE_HORIZON seconds.
+
+        The latter is what was settled lately in so long a time; and up to QUANTUM what the handlers
+        would be done with by then if nobody else had the processor.
+        """
+        if self._seconds is None:
+            return self._least
+        alone = self._concurrency * RATE_HORIZON
+        quick = QUANTUM if self._seconds * QUANTUM < alone else int(alone / self._seconds)
+        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON), quick))
 
     @property
     def credit(self) -> int:
@@ -106,9 +119,10 @@ class EventLane:
             return delivery
         return self._take_suspect() if self._is_exclusive else None
 
-    def handled(self, delivery: Delivery) -> None:
-        """The handler is done with an event that was taken; the next one of its key may go."""
+    def handled(self, delivery: Delivery, seconds: float) -> None:
+        """The handler is done with an event that was taken, in so long a time; the next one of its key may go."""
         self.handling -= 1
+        self._seconds = seconds if self._seconds is None else self._seconds + RATE_SMOOTHING * (seconds - self._seconds)
         if delivery.ordering is not None:
             waiting = self._busy.pop(delivery.ordering)
             if waiting:
