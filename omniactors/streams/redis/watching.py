@@ -63,9 +63,10 @@ class Watcher:
         self._changed.difference_update(topics)
 
     def fetched(self, topic: str, top: bytes, number: int) -> None:
-        """Fetch `number` saw the stream up to this entry."""
+        """Fetch `number` saw the stream up to this entry; b"" when there may be more, and nobody waits yet."""
         self._ignored.discard(topic)
-        self._tops[topic] = top
+        if top:
+            self._tops[topic] = top
         self._fetches[topic] = number
 
     def ignore(self, topic: str) -> None:

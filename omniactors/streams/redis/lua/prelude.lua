@@ -127,7 +127,8 @@ end
 local function delete_finished(topic, ids, is_turn)
     if #ids == 0 then return end
     local key, finished = stream_of(topic), {}
-    local groups = groups_on(key)
+    local infos = try('XINFO', 'GROUPS', key)
+    local groups = #infos == 1 and infos or groups_on(key)
     if #groups == 1 then
         finished = ids
     elseif #groups * #ids > 1000 or #groups > 16 then

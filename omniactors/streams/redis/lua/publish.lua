@@ -19,7 +19,10 @@ for _, run in ipairs(runs) do
     end
     more[topic] = (more[topic] or 0) + count
 end
-local function length_of(topic) return call('XLEN', stream_of(topic)) + call('ZCARD', later_of(topic)) end
+local has_later = call('EXISTS', P .. 'omni-scheduled') == 1
+local function length_of(topic)
+    return call('XLEN', stream_of(topic)) + (has_later and call('ZCARD', later_of(topic)) or 0)
+end
 for topic, count in pairs(more) do
     if length_of(topic) + count > limit and limit >= 0 and count > 0 then
         trim(topic)

@@ -67,11 +67,14 @@ local function store_plain(agent, places, ttl)
     end
 end
 
+local has_clipped = call('EXISTS', P .. 'omni-clipped') == 1
 local next_word = 2
 for _, block in ipairs(blocks) do
     local topic, agent, settlements, plain, ttl = unpack(block)
     local key, group = stream_of(topic), group_of(topic, agent)
-    local is_ordered = call('EXISTS', order_of(group)) == 1
+    local tries = tries_of(group)
+    local has_notes = call('EXISTS', order_of(group), tries) > 0
+    local is_ordered = has_notes and call('EXISTS', order_of(group)) == 1
     local counts = {done = 0, dead = 0, retry = 0}
     local ids, finished, places, seconds = {}, {}, {}, 0
     local first, last = next_word, next_word + 4 * plain - 4
@@ -107,7 +110,7 @@ for _, block in ipairs(blocks) do
             if kind == 'retry' then
                 call('XCLAIM', key, group, WAITING, 0, id, 'JUSTID')
                 call('ZADD', waiting_of(group), time + settlement[3], pad(id))
-                call('HSET', tries_of(group), id, settlement[4] .. ' 0')
+                call('HSET', tries, id, settlement[4] .. ' 0')
             else
                 local result, publications = settlement[3], settlement[4]
                 if kind == 'dead' then bury(group, settlement[5]) end
@@ -119,11 +122,11 @@ for _, block in ipairs(blocks) do
     if #finished > 0 then
         call('XACK', key, group, unpack(finished))
         delete_finished(topic, finished, caller[3] % 64 == 0)
-        if call('EXISTS', tries_of(group)) == 1 then call('HDEL', tries_of(group), unpack(finished)) end
+        if has_notes then call('HDEL', tries, unpack(finished)) end
     end
     if counts.retry > 0 then ring(topic) end
     if #finished > 0 or counts.retry > 0 then
-        unclip(topic, group)
+        if has_clipped then unclip(topic, group) end
         local key_ = P .. 'omni-counts:' .. group
         for kind, count in pairs(counts) do
             if count > 0 then call('HINCRBY', key_, kind, count) end
