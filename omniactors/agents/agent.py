@@ -21,7 +21,7 @@ from omniactors.streams.envelope import EventEnvelope, PayloadBase, check_topic
 from omniactors.streams.settlement import follow_up, to_publication
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine
     from datetime import datetime
 
     from omniactors.agents.lane import Delivery, EventLane
@@ -126,7 +126,7 @@ class Agent(Actor[Any]):
         """Where the router puts this agent's events."""
         return self._subscription.lane
 
-    def __work__(self, item: Delivery) -> Awaitable[None]:
+    def __work__(self, item: Delivery) -> Coroutine[Any, Any, None]:
         """Handle one event and have it settled."""
         return attempt(self, item, self._subscription)
 

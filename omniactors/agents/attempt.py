@@ -11,7 +11,7 @@ import trio
 from omniactors.actors.rules import crash_part
 from omniactors.agents.current import CurrentEvent, current_event
 from omniactors.agents.publishing import check_outcome
-from omniactors.agents.reports import task_draft
+from omniactors.agents.reports import started_draft
 from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
 from omniactors.errors import EnvelopeError
@@ -57,7 +57,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     error: Exception | None = None
     began, seconds = time.perf_counter(), 0.0
     try:
-        services.bus.publish_draft(task_draft("task.started", event, subscription.name))
+        services.bus.publish_draft(started_draft(event, subscription.name))
         # Not a function of its own: each frame between the actor and its handler costs every event.
         try:
             outcome = _success(await _handling(agent, event, options.timeout), current)

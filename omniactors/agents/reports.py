@@ -20,20 +20,30 @@ if TYPE_CHECKING:
     from omniactors.streams.settlement import Publication
 
 
-def task_draft(
-    event_type: str, event: EventEnvelope[Any], agent: str, more: Mapping[str, object] | None = None
+_TASK = ("task_id", "topic", "agent", "attempt", "causation_id")
+_COMPLETED = (*_TASK, "seconds")
+_PUBLISHED = ("task_id", "topic", "causation_id")
+
+
+def _task_draft(
+    event_type: str, event: EventEnvelope[Any], agent: str, names: tuple[str, ...] = _TASK, *more: object
 ) -> Draft:
-    """A bus event about a task, in the task's run; `more` is added to its data, and is not changed afterwards."""
-    task_id, correlation_id = event.id, event.correlation_id
+    """A bus event about a task, in the task's run; `names` are those of what all of them tell, then of `more`."""
+    task_id, correlation_id, causation_id, topic = event.id, event.correlation_id, event.causation_id, event.topic
     run_id = correlation_id or task_id
     return Draft(
         run_id,
         event_type,
-        _task_data,
-        (task_id, event.topic, agent, event.delivery_attempts, event.causation_id, more),
-        len(task_id) + len(run_id) + len(event.causation_id or "") + len(event.topic),
+        names,
+        (task_id, topic, agent, event.delivery_attempts, causation_id, *more),
+        len(task_id) + len(run_id) + (len(causation_id) if causation_id else 0) + len(topic),
         time.time(),
     )
+
+
+def started_draft(event: EventEnvelope[Any], agent: str) -> Draft:
+    """The bus event that a handler begins with a task."""
+    return _task_draft("task.started", event, agent)
 
 
 def published_draft(publication: Publication, *, is_duplicate: bool = False) -> Draft:
@@ -43,27 +53,11 @@ def published_draft(publication: Publication, *, is_duplicate: bool = False) -> 
     return Draft(
         run_id,
         "task.duplicate" if is_duplicate else "task.published",
-        _published_data,
+        _PUBLISHED,
         (task_id, topic, causation_id),
-        len(task_id) + len(run_id) + len(causation_id or "") + len(topic),
+        len(task_id) + len(run_id) + (len(causation_id) if causation_id else 0) + len(topic),
         time.time(),
     )
-
-
-def _task_data(
-    task_id: str,
-    topic: str,
-    agent: str,
-    attempt: int,
-    causation_id: str | None,
-    more: Mapping[str, object] | None,
-) -> dict[str, Any]:
-    data = {"task_id": task_id, "topic": topic, "agent": agent, "attempt": attempt, "causation_id": causation_id}
-    return {**data, **more} if more else data
-
-
-def _published_data(task_id: str, topic: str, causation_id: str | None) -> dict[str, Any]:
-    return {"task_id": task_id, "topic": topic, "causation_id": causation_id}
 
 
 def settled_drafts(job: Job, fate: Fate) -> list[Draft]:
@@ -73,9 +67,11 @@ def settled_drafts(job: Job, fate: Fate) -> list[Draft]:
         return []
     agent, seconds = settlement.key.agent, round(settlement.seconds, 6)
     if settlement.retry is None and settlement.dead is None and fate == "committed":
-        ends = [task_draft("task.completed", event, agent, {"seconds": seconds})]
+        ends = [_task_draft("task.completed", event, agent, _COMPLETED, seconds)]
     else:
-        ends = [task_draft(name, event, agent, told) for name, told in _ends(job, fate, seconds)]
+        ends = [
+            _task_draft(name, event, agent, (*_TASK, *told), *told.values()) for name, told in _ends(job, fate, seconds)
+        ]
         for draft in ends:
             draft.weight += len(job.error.message) if job.error is not None else 0
     if fate != "late":

@@ -254,8 +254,13 @@ class EventBus:
         if self._leavers:
             self._forget_leavers()
         match item:
-            case Draft():
-                self._take_draft(item)
+            case Draft() if not self._closed:
+                self._head = item.offset = self._head + 1
+                if self._subscribers:
+                    self._offer_draft(item)
+                else:
+                    self._ring.append(item)
+                    self._histories.note(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
@@ -286,14 +291,7 @@ class EventBus:
         route = self._routes.get(event.event_type)
         self._offer(stamped, self._route(event.event_type) if route is None else route)
 
-    def _take_draft(self, draft: Draft) -> None:
-        if self._closed:
-            return
-        self._head = draft.offset = self._head + 1
-        if not self._subscribers:
-            self._ring.append(draft)
-            self._histories.note(draft)
-            return
+    def _offer_draft(self, draft: Draft) -> None:
         kept: Draft | Event = draft
         route = self._routes.get(draft.event_type)
         if route is None:

@@ -53,7 +53,19 @@ class Entrance(Generic[Item]):
 
     def enter(self, *items: Item) -> None:
         """Let the items in, or line them up, or lose those that find the line full. Never waits, never raises."""
-        if not self._enter_at_home(items):
+        home = self._home
+        # `_enter_at_home` written out: every event comes through here, and a call costs as much as the rest.
+        if (home is None or threading.get_ident() == home) and self._inside.acquire(blocking=False):
+            try:
+                if self._home is home:
+                    if self._line or self._untold:
+                        self._admit_line()
+                    for item in items:
+                        self._admit(item)
+                    items = ()
+            finally:
+                self._inside.release()
+        if items:
             for item in items:
                 if len(self._line) < self._capacity:
                     self._line.append(self._pack(item))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -65,17 +65,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Draft(msgspec.Struct, gc=False):
-    """An event whose data is `make(*args)`, made when somebody reads it, each time anew.
+    """An event whose data is put together when somebody reads it, each time anew, of `names` and `values`.
 
     For what happens with every task: mostly nobody watches, and to write it out took four times as
-    long. `make` is pure, and `args` are values that do not change. `weight` is about how many bytes
-    they keep alive. With `ends_run` its run is closed behind it.
+    long. The values do not change; `weight` is about how many bytes they keep alive. With `ends_run`
+    its run is closed behind it.
     """
 
     run_id: str
     event_type: str
-    make: Callable[..., dict[str, Any]]
-    args: tuple[Any, ...]
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
     weight: int
     timestamp: float
     ends_run: bool = False
@@ -86,7 +86,7 @@ class Draft(msgspec.Struct, gc=False):
         return Event(
             run_id=self.run_id,
             event_type=self.event_type,
-            data=ReadOnlyDict(self.make(*self.args)),
+            data=ReadOnlyDict(zip(self.names, self.values, strict=True)),
             offset=self.offset,
             event_id=position(epoch, self.offset),
             timestamp=self.timestamp,

@@ -185,13 +185,11 @@ def check_content(value: object, path: str = "$") -> None:
 
 
 _PLAIN = frozenset({str, bool, int, type(None)})
-"""Types whose every value is a JSON value; found by exact type, before a path is spelled out for the others."""
+"""Types whose every value is a JSON value; looked for by exact type, before a path is spelled out."""
 
 
 def _check(value: object, path: str) -> None:
     kind = type(value)
-    if kind in _PLAIN:
-        return
     if kind is dict or isinstance(value, dict):
         for key, item in value.items():  # type: ignore[attr-defined]
             if not isinstance(key, str):

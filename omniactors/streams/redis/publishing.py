@@ -42,7 +42,7 @@ class _Request:
 
     def __init__(self, publications: Sequence[Publication]) -> None:
         self.publications = publications
-        self.size = sum([_checked_size(publication) for publication in publications])
+        self.size = sum(map(_checked_size, publications))
         self.ids: list[bytes] | None = None
         self.error: BackendError | None = None
         self.task: trio.lowlevel.Task | None = None
@@ -280,7 +280,7 @@ def _particulars(publication: Publication) -> tuple[str, int, int]:
 
 
 def publication_arguments(publication: Publication) -> list[Any]:
-    """A publication of a settlement: [topic, id to remember or "", body, time in ms when it is due or 0, delay in ms]."""
+    """A publication of a settlement: [topic, id to remember or "", body, time when it is due or 0, delay], in ms."""
     _checked_size(publication)
     task_id, at, delay = _particulars(publication)
     return [clean(publication.topic), task_id, raw(publication.body), at, delay]
