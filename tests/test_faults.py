@@ -56,9 +56,14 @@ PUBLISHER = """
 """
 
 
+ERRORS = "stderr.txt"
+"""What the programs of a test write to their stderr, in the test's folder."""
+
+
 def start(code: str, *args: object, folder: Path, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, text=True, **options)  # type: ignore[call-overload, no-any-return]
+    with (folder / ERRORS).open("a") as errors:
+        return subprocess.Popen(command, cwd=folder, stderr=errors, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -263,7 +268,7 @@ def test_ctrl_c_lets_running_tasks_finish_and_acknowledges_them(tmp_path: Path) 
     runner = start(code, url, log, folder=tmp_path)
     wait_for_lines(log, 2)
     runner.send_signal(signal.SIGINT)
-    assert runner.wait(timeout=20) == 130
+    assert runner.wait(timeout=20) == 130, (tmp_path / ERRORS).read_text()
     assert trio.run(results) == [0, 1, None, None]
     assert lines(log) == ["0", "1"]
     runner = start(code, url, log, folder=tmp_path)

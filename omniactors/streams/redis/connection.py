@@ -7,14 +7,14 @@ would take; a cancelled `receive` loses nothing and may be repeated.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
 import trio
 from redis import exceptions
 
 from omniactors.streams.redis.errors import ConnectionLost, server_error
+from omniactors.streams.redis.lookout import Lookout
 from omniactors.streams.redis.wire import reason_of
 
 if TYPE_CHECKING:
@@ -27,18 +27,6 @@ Word: TypeAlias = bytes | bytearray | memoryview | str | int | float
 
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; which one follows from the command, which no type can say."""
-
-
-SPINS: Final = 5 if (os.cpu_count() or 1) > 1 else 0
-"""Turns of the event loop for which a reply is looked for before the task goes to sleep: some 50 microseconds
-of an idle loop. A server on the same machine mostly has answered by then, and to be woken takes as long again.
-Measured with one publisher: 1.4 times as many publishes. With one processor it would keep the server from it."""
-
-SPIN_MISSES: Final = 8
-"""After so many looks in a row that were in vain the server is taken for a distant one ..."""
-
-SPIN_AGAIN: Final = 64
-"""... and every so many commands it is tried again."""
 
 
 def pack(words: tuple[Word, ...]) -> bytes:
@@ -71,7 +59,7 @@ class RedisConnection:
         self._reader = new_reader()
         self._location = location
         self._response_timeout = response_timeout
-        self._misses = 0
+        self._lookout = Lookout()
         self._sending = _OneTask("another task is sending on this connection")
         self._receiving = _OneTask("another task is receiving from this connection")
 
@@ -172,24 +160,22 @@ class RedisConnection:
             raise self._lost("the server takes no more bytes", sent=self._wire.unsent < len(data)) from None
 
     async def _look_out(self) -> None:
-        """Keep the loop turning for a moment: what arrives meanwhile is read without falling asleep."""
-        if self._misses >= SPIN_MISSES:
-            self._misses += 1
-            if self._misses % SPIN_AGAIN:
-                return
-        for _ in range(SPINS):
+        """Read what arrives within the next moment without falling asleep."""
+        turns = self._lookout.turns()
+        for _ in range(turns):
             await trio.lowlevel.checkpoint()
+            if self._wire.is_closed:
+                return
             try:
-                data = None if self._wire.is_closed else self._wire.read()
+                data = self._wire.read()
             except OSError:
                 return  # whoever reads next finds out
-            if data:
-                self._reader.feed(data)
-                self._misses = 0
-                return
             if data is not None:
+                self._lookout.note(has_come=True)
+                self._reader.feed(data)
                 return
-        self._misses += 1
+        if turns:
+            self._lookout.note(has_come=False)
 
     async def _next_reply(self, timeout: float | None) -> Reply:  # noqa: ASYNC109 -- as in `call`
         """The next reply, errors as values."""

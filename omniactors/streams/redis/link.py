@@ -7,12 +7,14 @@ dropped. Only the link's own two tasks wait for the socket, so no cancelled call
 from __future__ import annotations
 
 import collections
+import time
 from typing import TYPE_CHECKING
 
 import trio
 from redis import exceptions
 
 from omniactors.streams.redis.errors import ConnectionLost
+from omniactors.streams.redis.lookout import Lookout
 from omniactors.streams.redis.wire import reason_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 LOOKS_PER_LIMIT = 4
 """How often the head of the queue is looked at within one response timeout."""
+
+BUSY = 100e-6
+"""Seconds of a turn after which the loop has enough to do to stay awake."""
 
 _CLOSED = "the connection was closed here"
 
@@ -73,6 +78,7 @@ class Link:
         self._ready: list[Waiter] = []
         self._leaving: list[Waiter] = []
         self._queue: collections.deque[Waiter] = collections.deque()
+        self._lookout = Lookout()
         self._writer: trio.lowlevel.Task | None = None
         self._failure: str | None = None
         self._scope = trio.CancelScope()
@@ -136,6 +142,20 @@ class Link:
             except (OSError, trio.ClosedResourceError) as exc:
                 self._fail(f"the connection to {self._location} is lost: {reason_of(exc)}")
             self._leaving = []
+            await self._look_out()
+
+    async def _look_out(self) -> None:
+        """Keep the loop turning while a reply may come; one that has other work needs no help with that."""
+        turns = self._lookout.turns()
+        for _ in range(turns):
+            if self._ready or not self._queue:
+                break
+            since = time.perf_counter()
+            await trio.lowlevel.checkpoint()
+            if time.perf_counter() - since > BUSY:
+                return
+        if turns:
+            self._lookout.note(has_come=not self._queue)
 
     def _writer_cancelled(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._writer = None
