@@ -31,6 +31,10 @@ RING_BYTES = 32 * 1024 * 1024
 """Large events are kept for a shorter time instead of filling the memory."""
 REPLAY_PAGE = 256
 """Events that a resume reads at a time: what a reader holds of the past at once."""
+QUIET_EVENTS = 1024
+"""Drafts that wait, while nobody subscribes, to be admitted together."""
+QUIET_WEIGHT = 4096
+"""Bytes of a draft that may wait so: more would be kept for as long as it waits, beside what the ring may keep."""
 MAX_ROUTES = 4096
 """Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
 
@@ -51,7 +55,12 @@ class _CloseBus(msgspec.Struct, frozen=True):
     pass
 
 
-_Item = Draft | Event | _Packed | _CloseRun | _CloseBus
+class _CatchUp(msgspec.Struct, frozen=True):
+    pass
+
+
+_CATCH_UP = _CatchUp()
+_Item = Draft | Event | _Packed | _CloseRun | _CloseBus | _CatchUp
 
 
 class EventBus:
@@ -81,6 +90,7 @@ class EventBus:
         self._max_queue_size = max_queue_size
         self._max_global = max_global_subscribers
         self._head = 0
+        self._quiet: deque[Draft] = deque()
         self._lost_by_leavers = 0
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
@@ -99,7 +109,7 @@ class EventBus:
     @property
     def head(self) -> int:
         """The offset of the newest event, 0 before the first."""
-        return self._head
+        return self._head + len(self._quiet)
 
     def publish(self, event: Event) -> None:
         """Tell every watcher; from any thread, at any time. Never blocks and never fails.
@@ -111,12 +121,25 @@ class EventBus:
         self._entrance.enter(event)
 
     def publish_draft(self, draft: Draft) -> None:
-        """As `publish`, for an event that is written out only for those who read it."""
-        self._entrance.enter(draft)
+        """As `publish`, for an event that is written out only for those who read it.
+
+        While nobody subscribes it only waits for whoever asks next: who publishes pays next to nothing.
+        """
+        if self._subscribers:
+            self._entrance.enter(draft)
+            return
+        self._quiet.append(draft)
+        if len(self._quiet) >= QUIET_EVENTS or draft.weight > QUIET_WEIGHT:
+            self._entrance.enter(_CATCH_UP)
 
     def publish_drafts(self, drafts: Sequence[Draft]) -> None:
         """As many `publish_draft`, at less cost."""
-        self._entrance.enter(*drafts)
+        if self._subscribers:
+            self._entrance.enter(*drafts)
+            return
+        self._quiet.extend(drafts)
+        if len(self._quiet) >= QUIET_EVENTS or [draft for draft in drafts if draft.weight > QUIET_WEIGHT]:
+            self._entrance.enter(_CATCH_UP)
 
     def subscribe(
         self,
@@ -161,7 +184,9 @@ class EventBus:
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
-        with self._entrance.closed():
+        with self._entrance.closed() as is_closed:
+            if is_closed:
+                self._catch_up()
             return self._history(run_id)
 
     def close_stream(self, run_id: str) -> None:
@@ -190,7 +215,9 @@ class EventBus:
         present = [subscriber for key, subscriber in tuple(self._subscribers.items()) if key not in gone]
         dropped = sum(subscriber.queue.dropped for subscriber in tuple(self._subscribers.values()))
         rows = [self._subscriber_stats(subscriber) for subscriber in present]
-        with self._entrance.closed():
+        with self._entrance.closed() as is_closed:
+            if is_closed:
+                self._catch_up()
             active_runs, history_runs = self._histories.open_runs, len(self._histories)
         return BusStats(
             active_runs=active_runs,
@@ -251,16 +278,13 @@ class EventBus:
     # -- inside the entrance: one at a time, nothing here may raise --------------------------------
 
     def _admit(self, item: _Item) -> None:
+        if self._quiet:
+            self._catch_up()
         if self._leavers:
             self._forget_leavers()
         match item:
-            case Draft() if not self._closed:
-                self._head = item.offset = self._head + 1
-                if self._subscribers:
-                    self._offer_draft(item)
-                else:
-                    self._ring.append(item)
-                    self._histories.note(item)
+            case Draft():
+                self._take_draft(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
@@ -291,7 +315,23 @@ class EventBus:
         route = self._routes.get(event.event_type)
         self._offer(stamped, self._route(event.event_type) if route is None else route)
 
-    def _offer_draft(self, draft: Draft) -> None:
+    def _catch_up(self) -> None:
+        """Admit the drafts that nobody has waited for so far."""
+        # One by one, and only those that are here now: another thread may be adding to them.
+        drafts = [self._quiet.popleft() for _ in range(len(self._quiet))]
+        if self._subscribers:
+            for draft in drafts:
+                self._take_draft(draft)
+        elif not self._closed:
+            for self._head, draft in enumerate(drafts, self._head + 1):
+                draft.offset = self._head
+            self._ring.extend(drafts)
+            self._histories.extend(drafts)
+
+    def _take_draft(self, draft: Draft) -> None:
+        if self._closed:
+            return
+        self._head = draft.offset = self._head + 1
         kept: Draft | Event = draft
         route = self._routes.get(draft.event_type)
         if route is None:
@@ -327,6 +367,7 @@ class EventBus:
 
     def _admit_loss(self, lost: int) -> None:
         """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""
+        self._catch_up()
         if self._closed:
             return
         self._head += 1
@@ -347,6 +388,7 @@ class EventBus:
     # -- subscribers -------------------------------------------------------------------------------
 
     def _add(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
+        self._catch_up()
         self._forget_leavers()
         run_id = subscriber.selection.run_id
         start, resumed = self._head, True

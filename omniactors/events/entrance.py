@@ -112,15 +112,15 @@ class Entrance(Generic[Item]):
             self._let_in()
 
     @contextmanager
-    def closed(self) -> Iterator[None]:
+    def closed(self) -> Iterator[bool]:
         """Nothing is admitted inside the block; from any thread. What comes meanwhile is let in after it.
 
-        A signal handler in the middle of `admit` gets in all the same, after LOOK seconds: it interrupts
-        the one it would wait for.
+        False for a signal handler in the middle of `admit`, after LOOK seconds: it interrupts the one it
+        would wait for.
         """
         is_closed = self._inside.acquire(timeout=LOOK)
         try:
-            yield
+            yield is_closed
         finally:
             if is_closed:
                 self._inside.release()

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import islice
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from omniactors.events.event import Draft, Event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Kept: TypeAlias = Event | Draft
 
 MAX_CLOSED_RUNS = 10_000
 """So many ended runs are remembered as ended; one beyond that is empty and live like any unknown run."""
-
-NOTED = 1024
-"""So many drafts are noted before what they change is worked out."""
-LIGHT = 4096
-"""Bytes of a draft that may wait so: a heavy one would be kept alive by that."""
 
 _EVENT_BYTES = 400
 """About what an event occupies without its values."""
@@ -49,21 +47,27 @@ class Ring:
 
     def append(self, event: Kept) -> None:
         """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
-        offset, slots = event.offset, len(self._slots)
-        size = _EVENT_BYTES + event.weight if isinstance(event, Draft) else approximate_size(event)
-        slot = offset % slots
-        self.next = offset + 1
-        if self.next - self.first > slots:  # the oldest one stands where this one goes
-            self.first += 1
-            self._bytes -= self._sizes[slot]
-        self._slots[slot] = event
-        self._sizes[slot] = size
-        self._bytes += size
-        while self._bytes > self._max_bytes and self.first < offset:
-            oldest = self.first % slots
-            self._slots[oldest] = None
-            self._bytes -= self._sizes[oldest]
-            self.first += 1
+        self.extend((event,))
+
+    def extend(self, events: Sequence[Kept]) -> None:
+        """As `append` for each of them."""
+        kept, sizes, slots = self._slots, self._sizes, len(self._slots)
+        for event in events:
+            offset = event.offset
+            slot = offset % slots
+            size = _EVENT_BYTES + event.weight if isinstance(event, Draft) else approximate_size(event)
+            if offset - self.first == slots:  # the oldest one stands where this one goes
+                self.first += 1
+                self._bytes -= sizes[slot]
+            kept[slot] = event
+            sizes[slot] = size
+            self._bytes += size
+            self.next = offset + 1
+            while self._bytes > self._max_bytes and self.first < offset:
+                oldest = self.first % slots
+                kept[oldest] = None
+                self._bytes -= sizes[oldest]
+                self.first += 1
 
     def page(self, after: int, limit: int) -> list[Kept]:
         """At most `limit` events in order, from the first kept one behind offset `after`."""
@@ -75,11 +79,7 @@ class Ring:
 
 
 class Histories:
-    """The newest events of every run, for `max_runs` runs by least recent use, and which runs have ended.
-
-    Drafts are only noted: what they change is worked out for many at once, when somebody asks or enough of
-    them have come. Most runs are one task with three events, and most of them are gone before anybody asks.
-    """
+    """The newest events of every run, for `max_runs` runs by least recent use, and which runs have ended."""
 
     def __init__(self, per_run: int, max_runs: int) -> None:
         self._per_run = per_run
@@ -87,66 +87,53 @@ class Histories:
         # Lists, not deques: most runs are one task with three events, and a deque begins with room for 64.
         self._runs: OrderedDict[str, list[Kept]] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
-        self._noted: list[Draft] = []
 
     def __len__(self) -> int:
-        self._catch_up()
         return len(self._runs)
 
     @property
     def open_runs(self) -> int:
         """How many of the runs that have a history have not ended."""
-        self._catch_up()
         return sum(run_id not in self._closed for run_id in self._runs)
-
-    def note(self, draft: Draft) -> None:
-        """As `append`, and `close` after it when the draft ends its run."""
-        self._noted.append(draft)
-        if len(self._noted) >= NOTED or draft.weight > LIGHT:
-            self._catch_up()
 
     def append(self, event: Kept) -> None:
         """Keep the event in its run; a run that had ended is open again."""
-        self._catch_up()
         self._keep(event)
         self._closed.pop(event.run_id, None)
 
+    def extend(self, drafts: Sequence[Draft]) -> None:
+        """As `append` for each, and `close` where one ends its run. Of the runs that others push out nothing is kept."""
+        by_last_use = dict.fromkeys([draft.run_id for draft in reversed(drafts)])
+        staying = set(islice(by_last_use, self._max_runs))
+        for draft in drafts:
+            if draft.run_id in staying:
+                self._keep(draft)
+        for run_id, last in {draft.run_id: draft for draft in drafts}.items():
+            if last.ends_run:
+                self.close(run_id)
+            else:
+                self._closed.pop(run_id, None)
+
     def use(self, run_id: str) -> None:
         """Count the run as used now, so that others are let go before it."""
-        self._catch_up()
         if run_id in self._runs:
             self._runs.move_to_end(run_id)
 
     def of(self, run_id: str) -> tuple[Kept, ...]:
         """What is kept of a run, oldest first."""
-        self._catch_up()
         return tuple(self._runs.get(run_id, ()))
 
     def close(self, run_id: str) -> None:
         """Remember that the run has ended."""
-        self._catch_up()
-        self._end(run_id)
+        closed = self._closed
+        closed[run_id] = None
+        closed.move_to_end(run_id)
+        if len(closed) > MAX_CLOSED_RUNS:
+            closed.popitem(last=False)
 
     def is_closed(self, run_id: str) -> bool:
         """Whether the run is known to have ended."""
-        self._catch_up()
         return run_id in self._closed
-
-    def _catch_up(self) -> None:
-        """Keep what was noted, but for the runs that would be let go again: nobody sees them."""
-        if not self._noted:
-            return
-        noted, self._noted = self._noted, []
-        by_last_use = dict.fromkeys([draft.run_id for draft in reversed(noted)])
-        staying = set(islice(by_last_use, self._max_runs))
-        for draft in noted:
-            if draft.run_id in staying:
-                self._keep(draft)
-        for run_id, last in {draft.run_id: draft for draft in noted}.items():
-            if last.ends_run:
-                self._end(run_id)
-            else:
-                self._closed.pop(run_id, None)
 
     def _keep(self, event: Kept) -> None:
         runs, run_id = self._runs, event.run_id
@@ -160,13 +147,6 @@ class Histories:
             events.append(event)
             if len(events) > self._per_run:
                 del events[0]
-
-    def _end(self, run_id: str) -> None:
-        closed = self._closed
-        closed[run_id] = None
-        closed.move_to_end(run_id)
-        if len(closed) > MAX_CLOSED_RUNS:
-            closed.popitem(last=False)
 
 
 def approximate_size(event: Event) -> int:
