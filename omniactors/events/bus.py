@@ -7,12 +7,14 @@ import secrets
 import socket
 import time
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
 
 from omniactors.errors import TooManySubscribers
+from omniactors.events.audience import Audience
 from omniactors.events.context import current_run
 from omniactors.events.entrance import Entrance
 from omniactors.events.event import GAP, Draft, Event, parse_position, position
@@ -23,7 +25,7 @@ from omniactors.events.statistics import BusStats, SubscriberStats
 from omniactors.events.subscription import Subscriber, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 RING_EVENTS = 8192
 """So many events can be resumed from: some seconds of a busy system, hours of a quiet one."""
@@ -35,8 +37,6 @@ QUIET_EVENTS = 1024
 """Drafts that wait, while nobody subscribes, to be admitted together."""
 QUIET_WEIGHT = 4096
 """Bytes of a draft that may wait so: more would be kept for as long as it waits, beside what the ring may keep."""
-MAX_ROUTES = 4096
-"""Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
 
 
 class _Packed(msgspec.Struct, frozen=True):
@@ -91,19 +91,14 @@ class EventBus:
         self._max_global = max_global_subscribers
         self._head = 0
         self._quiet: deque[Draft] = deque()
-        self._lost_by_leavers = 0
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
         self._histories = Histories(history_per_run, max_runs_retained)
         self._entrance = Entrance[_Item](max_queue_size, self._admit, self._admit_loss, pack=_pack)
-        self._subscribers: dict[int, Subscriber] = {}
-        self._routes: dict[str, tuple[Subscriber, ...]] = {}
-        self._by_run: dict[str, list[Subscriber]] = {}
-        # The collector may find a subscription dropped in any thread: it only leaves a note here.
-        self._leavers: deque[Subscriber] = deque()
+        self._audience = Audience()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{self._head} published, {len(self._subscribers)} subscribers"
+        state = "closed" if self._closed else f"{self.head} published, {len(self._audience)} subscribers"
         return f"<EventBus {state}>"
 
     @property
@@ -125,7 +120,7 @@ class EventBus:
 
         While nobody subscribes it only waits for whoever asks next: who publishes pays next to nothing.
         """
-        if self._subscribers:
+        if self._audience:
             self._entrance.enter(draft)
             return
         self._quiet.append(draft)
@@ -134,7 +129,7 @@ class EventBus:
 
     def publish_drafts(self, drafts: Sequence[Draft]) -> None:
         """As many `publish_draft`, at less cost."""
-        if self._subscribers:
+        if self._audience:
             self._entrance.enter(*drafts)
             return
         self._quiet.extend(drafts)
@@ -177,16 +172,14 @@ class EventBus:
         """Every event from now on. Raises TooManySubscribers beyond `max_global_subscribers`."""
         queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
         with self._entrance.exclusively():
-            self._forget_leavers()
-            if self._global_subscribers >= self._max_global:
+            self._audience.forget_leavers()
+            if self._audience.counted >= self._max_global:
                 raise TooManySubscribers(self._max_global)
             return self._add(Subscriber(queue, Selection(), counted=True), None)
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
-        with self._entrance.closed() as is_closed:
-            if is_closed:
-                self._catch_up()
+        with self._looked_at():
             return self._history(run_id)
 
     def close_stream(self, run_id: str) -> None:
@@ -211,20 +204,17 @@ class EventBus:
 
     def stats(self) -> BusStats:
         """Counts of this moment; from any thread, without disturbing the bus."""
-        gone = {id(subscriber) for subscriber in tuple(self._leavers)}
-        present = [subscriber for key, subscriber in tuple(self._subscribers.items()) if key not in gone]
-        dropped = sum(subscriber.queue.dropped for subscriber in tuple(self._subscribers.values()))
+        present = self._audience.present
+        dropped = sum(subscriber.queue.dropped for subscriber in self._audience)
         rows = [self._subscriber_stats(subscriber) for subscriber in present]
-        with self._entrance.closed() as is_closed:
-            if is_closed:
-                self._catch_up()
+        with self._looked_at():
             active_runs, history_runs = self._histories.open_runs, len(self._histories)
         return BusStats(
             active_runs=active_runs,
             history_runs=history_runs,
             global_subscribers=sum(subscriber.counted for subscriber in present),
             published_total=self._head,
-            dropped_events_total=dropped + self._lost_by_leavers + self._entrance.lost_total,
+            dropped_events_total=dropped + self._audience.lost_by_leavers + self._entrance.lost_total,
             lost_from_threads=self._entrance.lost_total,
             queue_depths=[row["queued"] for row in rows],
             subscribers=rows,
@@ -257,7 +247,7 @@ class EventBus:
         if cursor >= until:
             subscriber.cursor = None
             if subscriber.until is None:
-                self._attach(subscriber)
+                self._audience.go_live(subscriber)
 
     def gap_event(self, subscriber: Subscriber, loss: Loss) -> Event:
         """The event that tells a loss; it stands at the offset of the last event that is missing."""
@@ -273,15 +263,14 @@ class EventBus:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget the subscriber with the next event."""
-        self._leavers.append(subscriber)
+        self._audience.leave(subscriber)
 
     # -- inside the entrance: one at a time, nothing here may raise --------------------------------
 
     def _admit(self, item: _Item) -> None:
         if self._quiet:
             self._catch_up()
-        if self._leavers:
-            self._forget_leavers()
+        self._audience.forget_leavers()
         match item:
             case Draft():
                 self._take_draft(item)
@@ -293,7 +282,7 @@ class EventBus:
                 self._close_run(item.run_id)
             case _CloseBus():
                 self._closed = True
-                for subscriber in self._subscribers.values():
+                for subscriber in self._audience:
                     self._end(subscriber, "bus-closed")
 
     def _stamp(self, event: Event, run_id: str, timestamp: float) -> None:
@@ -312,33 +301,39 @@ class EventBus:
         self._head = offset
         self._ring.append(stamped)
         self._histories.append(stamped)
-        route = self._routes.get(event.event_type)
-        self._offer(stamped, self._route(event.event_type) if route is None else route)
+        self._audience.offer(stamped)
 
     def _catch_up(self) -> None:
         """Admit the drafts that nobody has waited for so far."""
         # One by one, and only those that are here now: another thread may be adding to them.
         drafts = [self._quiet.popleft() for _ in range(len(self._quiet))]
-        if self._subscribers:
+        if self._audience:
             for draft in drafts:
                 self._take_draft(draft)
         elif not self._closed:
-            for self._head, draft in enumerate(drafts, self._head + 1):
-                draft.offset = self._head
+            for offset, draft in enumerate(drafts, self._head + 1):
+                draft.offset = offset
+            self._head += len(drafts)
             self._ring.extend(drafts)
             self._histories.extend(drafts)
+
+    @contextmanager
+    def _looked_at(self) -> Iterator[None]:
+        """What is kept is all there inside the block, and does not change; from any thread."""
+        with self._entrance.closed() as is_closed:
+            # Subscribers are not woken from another thread, and while there are any nothing is left waiting.
+            if is_closed and not self._audience:
+                self._catch_up()
+            yield
 
     def _take_draft(self, draft: Draft) -> None:
         if self._closed:
             return
         self._head = draft.offset = self._head + 1
         kept: Draft | Event = draft
-        route = self._routes.get(draft.event_type)
-        if route is None:
-            route = self._route(draft.event_type)
-        if route or draft.run_id in self._by_run:
+        if self._audience.wants(draft.event_type, draft.run_id):
             kept = self._written(draft)
-            self._offer(kept, route)
+            self._audience.offer(kept)
         self._ring.append(kept)
         self._histories.append(kept)
         if draft.ends_run:
@@ -350,18 +345,9 @@ class EventBus:
     def _written(self, kept: Draft | Event) -> Event:
         return kept.write_out(self.epoch, self.source) if isinstance(kept, Draft) else kept
 
-    def _offer(self, event: Event, route: tuple[Subscriber, ...]) -> None:
-        for subscriber in route:
-            where = subscriber.selection.where
-            if where is None or where.matches(event):
-                subscriber.queue.offer(event)
-        for subscriber in self._by_run.get(event.run_id, ()):
-            if subscriber.selection.matches(event):
-                subscriber.queue.offer(event)
-
     def _close_run(self, run_id: str) -> None:
         self._histories.close(run_id)
-        for subscriber in self._subscribers.values():
+        for subscriber in self._audience:
             if subscriber.selection.run_id == run_id:
                 self._end(subscriber, "run-closed")
 
@@ -381,18 +367,16 @@ class EventBus:
             source=self.source,
         )
         self._ring.append(event)
-        for subscriber in self._subscribers.values():
-            if subscriber.cursor is None:
-                subscriber.queue.offer(event)
+        self._audience.offer_to_all(event)
 
     # -- subscribers -------------------------------------------------------------------------------
 
     def _add(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
         self._catch_up()
-        self._forget_leavers()
+        self._audience.forget_leavers()
         run_id = subscriber.selection.run_id
         start, resumed = self._head, True
-        self._subscribers[id(subscriber)] = subscriber
+        self._audience.add(subscriber)
         if since is not None:
             start, resumed = self._start_replay(subscriber, since)
         else:
@@ -401,7 +385,7 @@ class EventBus:
                 history = self._history(run_id)
                 start = history[0].offset - 1 if history else start
                 subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
-            self._attach(subscriber)
+            self._audience.go_live(subscriber)
         if run_id is not None and self._histories.is_closed(run_id):
             self._end(subscriber, "run-closed")
         if self._closed:
@@ -419,49 +403,10 @@ class EventBus:
         subscriber.cursor = min(offset, self._head)
         return subscriber.cursor, offset + 1 >= self._ring.first
 
-    def _attach(self, subscriber: Subscriber) -> None:
-        run_id = subscriber.selection.run_id
-        if run_id is None:
-            self._routes.clear()
-        else:
-            self._by_run.setdefault(run_id, []).append(subscriber)
-
     def _end(self, subscriber: Subscriber, reason: EndReason) -> None:
         if subscriber.cursor is not None and subscriber.until is None:
             subscriber.until = self._head
         subscriber.queue.end(reason)
-
-    def _forget_leavers(self) -> None:
-        while self._leavers:
-            subscriber = self._leavers.popleft()
-            if self._subscribers.pop(id(subscriber), None) is None:
-                continue  # closed, and now collected too
-            self._lost_by_leavers += subscriber.queue.dropped
-            run_id = subscriber.selection.run_id
-            if run_id is None:
-                self._routes.clear()
-            elif subscriber in (of_run := self._by_run.get(run_id, [])):
-                of_run.remove(subscriber)
-                if not of_run:
-                    del self._by_run[run_id]
-
-    def _route(self, event_type: str) -> tuple[Subscriber, ...]:
-        """The live subscribers that want this type and are not of one run, remembered."""
-        route = tuple(
-            subscriber
-            for subscriber in self._subscribers.values()
-            if subscriber.cursor is None
-            and subscriber.selection.run_id is None
-            and subscriber.selection.wants_type(event_type)
-        )
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        self._routes[event_type] = route
-        return route
-
-    @property
-    def _global_subscribers(self) -> int:
-        return sum(subscriber.counted for subscriber in self._subscribers.values())
 
     def _subscriber_stats(self, subscriber: Subscriber) -> SubscriberStats:
         queue, selection = subscriber.queue, subscriber.selection

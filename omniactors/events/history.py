@@ -102,7 +102,7 @@ class Histories:
         self._closed.pop(event.run_id, None)
 
     def extend(self, drafts: Sequence[Draft]) -> None:
-        """As `append` for each, and `close` where one ends its run. Of the runs that others push out nothing is kept."""
+        """As `append` for each, and `close` where one ends its run; what others push out again is not kept at all."""
         by_last_use = dict.fromkeys([draft.run_id for draft in reversed(drafts)])
         staying = set(islice(by_last_use, self._max_runs))
         for draft in drafts:

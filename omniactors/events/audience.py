@@ -1,0 +1,115 @@
+"""The audience of a bus: who subscribes, and to whom an event of some type and run goes.
+
+Used inside the bus' entrance, one call at a time; only `leave` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from omniactors.events.event import Event
+    from omniactors.events.subscription import Subscriber
+
+MAX_ROUTES = 4096
+"""Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
+
+
+class Audience:
+    """All subscribers. One that replays the past hears nothing live until `go_live`."""
+
+    def __init__(self) -> None:
+        self.lost_by_leavers = 0
+        """Events that subscribers who are gone had missed."""
+        self._subscribers: dict[int, Subscriber] = {}
+        self._routes: dict[str, tuple[Subscriber, ...]] = {}
+        self._by_run: dict[str, list[Subscriber]] = {}
+        # The collector may find a subscription dropped in any thread: it only leaves a note here.
+        self._leavers: deque[Subscriber] = deque()
+
+    def __len__(self) -> int:
+        return len(self._subscribers)
+
+    def __iter__(self) -> Iterator[Subscriber]:
+        return iter(tuple(self._subscribers.values()))
+
+    @property
+    def present(self) -> list[Subscriber]:
+        """Those who have not left; from any thread."""
+        gone = {id(subscriber) for subscriber in tuple(self._leavers)}
+        return [subscriber for subscriber in self if id(subscriber) not in gone]
+
+    @property
+    def counted(self) -> int:
+        """How many there are of those whose number is limited."""
+        return sum(subscriber.counted for subscriber in self)
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Let somebody in, who is not live yet."""
+        self._subscribers[id(subscriber)] = subscriber
+
+    def go_live(self, subscriber: Subscriber) -> None:
+        """From now on it gets what it wants."""
+        run_id = subscriber.selection.run_id
+        if run_id is None:
+            self._routes.clear()
+        else:
+            self._by_run.setdefault(run_id, []).append(subscriber)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Have the subscriber forgotten with the next event."""
+        self._leavers.append(subscriber)
+
+    def forget_leavers(self) -> None:
+        """Forget those who have left."""
+        while self._leavers:
+            subscriber = self._leavers.popleft()
+            if self._subscribers.pop(id(subscriber), None) is None:
+                continue  # closed, and now collected too
+            self.lost_by_leavers += subscriber.queue.dropped
+            run_id = subscriber.selection.run_id
+            if run_id is None:
+                self._routes.clear()
+            elif subscriber in (of_run := self._by_run.get(run_id, [])):
+                of_run.remove(subscriber)
+                if not of_run:
+                    del self._by_run[run_id]
+
+    def wants(self, event_type: str, run_id: str) -> bool:
+        """Whether anybody live may want such an event."""
+        return bool(self._route(event_type)) or run_id in self._by_run
+
+    def offer(self, event: Event) -> None:
+        """Give the event to those who want it."""
+        for subscriber in self._route(event.event_type):
+            where = subscriber.selection.where
+            if where is None or where.matches(event):
+                subscriber.queue.offer(event)
+        for subscriber in self._by_run.get(event.run_id, ()):
+            if subscriber.selection.matches(event):
+                subscriber.queue.offer(event)
+
+    def offer_to_all(self, event: Event) -> None:
+        """Give the event to everybody live, whatever they want."""
+        for subscriber in self:
+            if subscriber.cursor is None:
+                subscriber.queue.offer(event)
+
+    def _route(self, event_type: str) -> tuple[Subscriber, ...]:
+        """The live subscribers that want this type and are not of one run, remembered."""
+        route = self._routes.get(event_type)
+        if route is None:
+            route = tuple(
+                subscriber
+                for subscriber in self
+                if subscriber.cursor is None
+                and subscriber.selection.run_id is None
+                and subscriber.selection.wants_type(event_type)
+            )
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
+            self._routes[event_type] = route
+        return route
