@@ -28,7 +28,8 @@ class Audience:
         self._routes: dict[str, tuple[Subscriber, ...]] = {}
         self._by_run: dict[str, list[Subscriber]] = {}
         # The collector may find a subscription dropped in any thread: it only leaves a note here.
-        self._leavers: deque[Subscriber] = deque()
+        self.leavers: deque[Subscriber] = deque()
+        """Those who have left and are not forgotten yet."""
 
     def __len__(self) -> int:
         return len(self._subscribers)
@@ -39,7 +40,7 @@ class Audience:
     @property
     def present(self) -> list[Subscriber]:
         """Those who have not left; from any thread."""
-        gone = {id(subscriber) for subscriber in tuple(self._leavers)}
+        gone = {id(subscriber) for subscriber in tuple(self.leavers)}
         return [subscriber for subscriber in self if id(subscriber) not in gone]
 
     @property
@@ -61,12 +62,12 @@ class Audience:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Have the subscriber forgotten with the next event."""
-        self._leavers.append(subscriber)
+        self.leavers.append(subscriber)
 
     def forget_leavers(self) -> None:
         """Forget those who have left."""
-        while self._leavers:
-            subscriber = self._leavers.popleft()
+        while self.leavers:
+            subscriber = self.leavers.popleft()
             if self._subscribers.pop(id(subscriber), None) is None:
                 continue  # closed, and now collected too
             self.lost_by_leavers += subscriber.queue.dropped
@@ -80,11 +81,12 @@ class Audience:
 
     def wants(self, event_type: str, run_id: str) -> bool:
         """Whether anybody live may want such an event."""
-        return bool(self._route(event_type)) or run_id in self._by_run
+        return bool(self._route_of(event_type)) or run_id in self._by_run
 
     def offer(self, event: Event) -> None:
         """Give the event to those who want it."""
-        for subscriber in self._route(event.event_type):
+        route = self._routes.get(event.event_type)
+        for subscriber in self._route_of(event.event_type) if route is None else route:
             where = subscriber.selection.where
             if where is None or where.matches(event):
                 subscriber.queue.offer(event)
@@ -98,7 +100,7 @@ class Audience:
             if subscriber.cursor is None:
                 subscriber.queue.offer(event)
 
-    def _route(self, event_type: str) -> tuple[Subscriber, ...]:
+    def _route_of(self, event_type: str) -> tuple[Subscriber, ...]:
         """The live subscribers that want this type and are not of one run, remembered."""
         route = self._routes.get(event_type)
         if route is None:

@@ -270,7 +270,8 @@ class EventBus:
     def _admit(self, item: _Item) -> None:
         if self._quiet:
             self._catch_up()
-        self._audience.forget_leavers()
+        if self._audience.leavers:
+            self._audience.forget_leavers()
         match item:
             case Draft():
                 self._take_draft(item)
@@ -313,8 +314,8 @@ class EventBus:
         elif not self._closed:
             for offset, draft in enumerate(drafts, self._head + 1):
                 draft.offset = offset
+                self._ring.append(draft)
             self._head += len(drafts)
-            self._ring.extend(drafts)
             self._histories.extend(drafts)
 
     @contextmanager

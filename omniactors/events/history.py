@@ -47,27 +47,21 @@ class Ring:
 
     def append(self, event: Kept) -> None:
         """Keep `event`, whose offset is `next`, and let go of the oldest ones that have no more room."""
-        self.extend((event,))
-
-    def extend(self, events: Sequence[Kept]) -> None:
-        """As `append` for each of them."""
-        kept, sizes, slots = self._slots, self._sizes, len(self._slots)
-        for event in events:
-            offset = event.offset
-            slot = offset % slots
-            size = _EVENT_BYTES + event.weight if isinstance(event, Draft) else approximate_size(event)
-            if offset - self.first == slots:  # the oldest one stands where this one goes
-                self.first += 1
-                self._bytes -= sizes[slot]
-            kept[slot] = event
-            sizes[slot] = size
-            self._bytes += size
-            self.next = offset + 1
-            while self._bytes > self._max_bytes and self.first < offset:
-                oldest = self.first % slots
-                kept[oldest] = None
-                self._bytes -= sizes[oldest]
-                self.first += 1
+        offset, sizes, slots = event.offset, self._sizes, len(self._slots)
+        size = _EVENT_BYTES + event.weight if isinstance(event, Draft) else approximate_size(event)
+        slot = offset % slots
+        if offset - self.first == slots:  # the oldest one stands where this one goes
+            self.first += 1
+            self._bytes -= sizes[slot]
+        self._slots[slot] = event
+        sizes[slot] = size
+        self._bytes += size
+        self.next = offset + 1
+        while self._bytes > self._max_bytes and self.first < offset:
+            oldest = self.first % slots
+            self._slots[oldest] = None
+            self._bytes -= sizes[oldest]
+            self.first += 1
 
     def page(self, after: int, limit: int) -> list[Kept]:
         """At most `limit` events in order, from the first kept one behind offset `after`."""
