@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omniactors import Mailbox
 from omniactors.actors.mailbox import Parker
 from omniactors.agents.demand import MOST_AGENTS, Demand
-from omniactors.agents.lane import Delivery
+from omniactors.agents.lane import QUANTUM, Delivery
 from omniactors.agents.options import AgentOptions
 from omniactors.agents.subscription import Services, Subscription
 from omniactors.streams.backend import Want
@@ -226,3 +226,30 @@ def calls_of_a_change(agents: int) -> int:
 
 def test_a_change_costs_the_same_however_many_other_agents_there_are() -> None:
     assert calls_of_a_change(10) == calls_of_a_change(1000)
+
+
+def test_an_agent_whose_handler_is_quick_gets_a_quantum_at_a_time() -> None:
+    demand = Demand()
+    described = AgentOptions(topics=("a",), mailbox=Mailbox(100))
+    subscription = Subscription(
+        described, name="a", content_type=Any, services=cast("Services", None), on_room=demand.room
+    )
+    lane = subscription.lane
+    assert lane.limit == 2
+
+    def handle(seconds: float, times: int = 50) -> None:
+        for _ in range(times):
+            fill(subscription, 1)
+            delivery = lane.take()
+            assert delivery is not None
+            lane.handled(delivery, seconds)
+            lane.settled(1, 0.0)
+
+    handle(0.0001, times=1)
+    assert lane.limit == QUANTUM
+    handle(0.02)
+    assert lane.limit == 5
+    handle(10.0)
+    assert lane.limit == 2
+    handle(0.0)
+    assert lane.limit == QUANTUM

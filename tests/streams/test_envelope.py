@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from enum import IntEnum
 from typing import Any, TypedDict
 
@@ -19,6 +21,7 @@ from omniactors.streams.envelope import (
     check_content,
     check_topic,
     encode_event,
+    new_id,
 )
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -198,3 +201,21 @@ def test_garbage_is_an_event_or_an_entry_error_and_nothing_else(body: bytes) -> 
     except EntryError:
         return
     assert isinstance(event, EventEnvelope)
+
+
+def test_ids_are_random_uuids_and_a_child_process_has_its_own() -> None:
+    ids = [new_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(str(uuid.UUID(each)) == each for each in ids)
+    assert {(uuid.UUID(each).version, uuid.UUID(each).variant) for each in ids} == {(4, uuid.RFC_4122)}
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, " ".join(new_id() for _ in range(100)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    of_child = os.read(reading, 65_536).decode().split()
+    os.close(reading)
+    os.close(writing)
+    assert len(of_child) == 100
+    assert not set(of_child) & {new_id() for _ in range(1000)}

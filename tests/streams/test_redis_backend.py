@@ -559,3 +559,116 @@ class TestReviewed:
                 return await length(backend) == 0
 
             await eventually(is_trimmed)
+
+
+class TestLonePublish:
+    """One publication that is only appended goes to a script of its own, which keeps the promises of the other."""
+
+    async def append(self, backend: RedisBackend, number: int, limit: str = "") -> Any:
+        calls = backend._calls  # noqa: SLF001 -- the repeat is the transport's, so it is sent here by hand
+        names = (f"omni-calls:{calls.client}", 7, number, STREAM, f"omni-later:{TOPIC}")
+        return await calls.words("append", *names, limit, 0, b"{}")
+
+    async def test_it_happens_once_however_often_it_is_sent(self, backend: RedisBackend, raw: Any) -> None:
+        first = await self.append(backend, 5)
+        assert await self.append(backend, 5) == first
+        assert raw.xlen(STREAM) == 1
+        assert await self.append(backend, 6) != first
+        assert raw.xlen(STREAM) == 2
+        with pytest.raises(BackendError, match="over"):
+            await self.append(backend, 5)
+        assert raw.xlen(STREAM) == 2
+
+    async def test_what_it_noted_is_understood_by_the_other_scripts_and_the_other_way_round(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        await self.append(backend, 5)
+        calls = backend._calls  # noqa: SLF001 -- as above
+        arguments = [-1, 1000, [[TOPIC, 2]]]
+        reply = await calls.numbered((7, 8), "publish", arguments, [b"{}", b"{}"])
+        assert await calls.numbered((7, 8), "publish", arguments, [b"{}", b"{}"]) == reply
+        assert raw.xlen(STREAM) == 3
+        with pytest.raises(BackendError, match="over"):
+            await self.append(backend, 6)
+        await self.append(backend, 9)
+        with pytest.raises(BackendError, match="over"):
+            await calls.numbered((7, 8), "publish", arguments, [b"{}", b"{}"])
+        assert raw.xlen(STREAM) == 4
+
+    async def test_where_there_may_be_no_room_it_leaves_the_judgement_to_the_other(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        await self.append(backend, 1)
+        assert await self.append(backend, 2, limit="1") is None
+        assert raw.xlen(STREAM) == 1
+        assert await self.append(backend, 2, limit="2") is not None
+
+    async def test_its_notes_expire(self, backend: RedisBackend, raw: Any) -> None:
+        await backend.publish(numbered(1))
+        (key,) = [key for key in raw.keys("omni-calls:*") if b"omni-calls:" in key]
+        assert raw.pttl(key) > 86_000_000
+
+    async def test_every_so_often_a_publisher_trims_what_all_have_finished(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        raw.xgroup_create(STREAM, "another", "0", mkstream=True)
+        for number in range(300):
+            await backend.publish(numbered(1, start=number))
+            raw.xreadgroup("another", "c", {STREAM: ">"}, noack=True)
+        assert raw.xlen(STREAM) < 100
+
+
+class TestPublishTogether:
+    """Plain publications in a row are counted, others are named; each gets its own fate."""
+
+    async def test_plain_remembered_and_delayed_ones_in_one_call(self, backend: RedisBackend, raw: Any) -> None:
+        known, later = event("known", dedupe=True), msgspec.structs.replace(event("later"), delay=60.0)
+        others = numbered(2, "else")
+        sent = [*numbered(3), known, later, known, *others, *numbered(2, start=3)]
+        fates = await backend.publish(sent)
+        assert [fate.task_id for fate in fates] == [publication.task_id for publication in sent]
+        assert [place for place, fate in enumerate(fates) if fate.duplicate] == [5]
+        assert [place for place, fate in enumerate(fates) if not fate.entry_id] == [4]
+        assert fates[5].entry_id == fates[3].entry_id
+        ids = [fate.entry_id.encode() for fate in fates]
+        assert [entry_id for entry_id, _ in raw.xrange(STREAM)] == [*ids[:4], *ids[8:]]
+        assert [entry_id for entry_id, _ in raw.xrange("omni-stream:else")] == ids[6:8]
+        bodies = [fields[b"data"] for _, fields in raw.xrange(STREAM)]
+        assert bodies == [publication.body for publication in (*sent[:4], *sent[8:])]
+
+    async def test_settlements_of_many_kinds_in_one_call(self, backend: RedisBackend, raw: Any) -> None:
+        await backend.publish(numbered(8))
+        async with serving(backend):
+            entries = await fetch(backend, 8)
+            settlements = [
+                done(entries[0], result=record("t0")),
+                done(entries[1], publications=(event("x", topic="next"),), result=record("t1")),
+                msgspec.structs.replace(done(entries[2], result=record("t2")), result_ttl=5.0),
+                done(entries[3]),
+                msgspec.structs.replace(done(entries[4]), result=None, retry=Retry(after=60.0, attempts=1)),
+                done(entries[5], result=record("t5")),
+                done(entries[5], result=record("again")),
+                done(entries[6], result=record("t0")),
+            ]
+            flags = await backend.settle_many(settlements)
+            assert flags == [True, True, True, True, True, True, False, True]
+        assert raw.pttl("omni-result:t2") <= 5000 < raw.pttl("omni-result:t0")
+        assert not raw.exists("omni-result:again")
+        assert await length(backend, "next") == 1
+        found = await group(backend)
+        assert (found.delayed, found.pending, found.waiting) == (1, 0, 1)
+        (agent,) = await backend.metrics()
+        assert (agent.completed, agent.retried) == (6, 1)
+
+    async def test_a_shorter_result_never_shortens_the_life_of_another_agents(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        await backend.create_groups([(TOPIC, AGENT), (TOPIC, "other")])
+        await backend.publish(numbered(1))
+        async with serving(backend):
+            fetched = await backend.fetch([Want(TOPIC, AGENT, 1), Want(TOPIC, "other", 1)])
+            long, short = fetched.entries
+            assert await backend.settle_many([done(long, result=record("t"))]) == [True]
+            brief = msgspec.structs.replace(done(short, result=record("t", agent="other")), result_ttl=5.0)
+            assert await backend.settle_many([brief]) == [True]
+        assert raw.pttl("omni-result:t") > 5000
