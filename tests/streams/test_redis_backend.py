@@ -672,3 +672,17 @@ class TestPublishTogether:
             brief = msgspec.structs.replace(done(short, result=record("t", agent="other")), result_ttl=5.0)
             assert await backend.settle_many([brief]) == [True]
         assert raw.pttl("omni-result:t") > 5000
+
+    async def test_many_at_once_go_in_several_calls_and_each_flag_is_at_its_place(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        await backend.publish(numbered(700))
+        async with serving(backend):
+            entries = await fetch(backend, 700)
+            gone = set(range(0, 700, 7))
+            raw.xack(STREAM, GROUP, *(entries[place].key.entry_id for place in gone))
+            flags = await backend.settle_many(
+                [done(entry, result=record(f"r{place}")) for place, entry in enumerate(entries)]
+            )
+            assert [place for place, flag in enumerate(flags) if not flag] == sorted(gone)
+        assert len(raw.keys("omni-result:*")) == 600
