@@ -79,8 +79,11 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         subscription.lane.handled(delivery, seconds)
     settlement = _settlement(delivery, outcome, subscription, seconds=seconds)
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
-    if error is not None and options.on_error == "restart" and not _is_signal(error):
-        raise error
+    try:
+        if error is not None and options.on_error == "restart" and not _is_signal(error):
+            raise error
+    finally:
+        error = None  # its traceback holds this frame: together they would wait for the garbage collector
 
 
 def _success(value: object, current: CurrentEvent) -> Outcome:

@@ -295,6 +295,8 @@ class AgentRuntime:
                 else:
                     subscription.failed += 1
                 if job.event is None:
+                    self._bus.publish_drafts(drafts)
+                    drafts = []
                     report_unreadable(self._bus, job)
             drafts += settled_drafts(job, fate)
         self._bus.publish_drafts(drafts)

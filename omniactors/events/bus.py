@@ -7,7 +7,6 @@ import secrets
 import socket
 import time
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -25,7 +24,7 @@ from omniactors.events.statistics import BusStats, SubscriberStats
 from omniactors.events.subscription import Subscriber, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 RING_EVENTS = 8192
 """So many events can be resumed from: some seconds of a busy system, hours of a quiet one."""
@@ -55,12 +54,7 @@ class _CloseBus(msgspec.Struct, frozen=True):
     pass
 
 
-class _CatchUp(msgspec.Struct, frozen=True):
-    pass
-
-
-_CATCH_UP = _CatchUp()
-_Item = Draft | Event | _Packed | _CloseRun | _CloseBus | _CatchUp
+_Item = Draft | Event | _Packed | _CloseRun | _CloseBus
 
 
 class EventBus:
@@ -91,6 +85,9 @@ class EventBus:
         self._max_global = max_global_subscribers
         self._head = 0
         self._quiet: deque[Draft] = deque()
+        """Drafts that came while nobody subscribed, and have no offset yet."""
+        self._fresh: list[Draft] = []
+        """Those among them that have got one, while the histories do not know them yet."""
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
         self._histories = Histories(history_per_run, max_runs_retained)
@@ -120,21 +117,21 @@ class EventBus:
 
         While nobody subscribes it only waits for whoever asks next: who publishes pays next to nothing.
         """
-        if self._audience:
+        if self._audience or self._closed or not self._entrance.is_clear:
             self._entrance.enter(draft)
             return
         self._quiet.append(draft)
         if len(self._quiet) >= QUIET_EVENTS or draft.weight > QUIET_WEIGHT:
-            self._entrance.enter(_CATCH_UP)
+            self._settle_down()
 
     def publish_drafts(self, drafts: Sequence[Draft]) -> None:
         """As many `publish_draft`, at less cost."""
-        if self._audience:
+        if self._audience or self._closed or not self._entrance.is_clear:
             self._entrance.enter(*drafts)
             return
         self._quiet.extend(drafts)
         if len(self._quiet) >= QUIET_EVENTS or [draft for draft in drafts if draft.weight > QUIET_WEIGHT]:
-            self._entrance.enter(_CATCH_UP)
+            self._settle_down()
 
     def subscribe(
         self,
@@ -179,8 +176,8 @@ class EventBus:
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
-        with self._looked_at():
-            return self._history(run_id)
+        self._settle_down()
+        return self._history(run_id, self._waiting())
 
     def close_stream(self, run_id: str) -> None:
         """End the run: its subscriptions end behind their last event, also those that come later.
@@ -207,18 +204,18 @@ class EventBus:
         present = self._audience.present
         dropped = sum(subscriber.queue.dropped for subscriber in self._audience)
         rows = [self._subscriber_stats(subscriber) for subscriber in present]
-        with self._looked_at():
-            active_runs, history_runs = self._histories.open_runs, len(self._histories)
+        self._settle_down()
+        active_runs, history_runs = self._histories.count(self._waiting())
         return BusStats(
             active_runs=active_runs,
             history_runs=history_runs,
             global_subscribers=sum(subscriber.counted for subscriber in present),
-            published_total=self._head,
+            published_total=self.head,
             dropped_events_total=dropped + self._audience.lost_by_leavers + self._entrance.lost_total,
             lost_from_threads=self._entrance.lost_total,
             queue_depths=[row["queued"] for row in rows],
             subscribers=rows,
-            head=self._head,
+            head=self.head,
             first=self._ring.first,
             epoch=self.epoch,
         )
@@ -304,28 +301,39 @@ class EventBus:
         self._histories.append(stamped)
         self._audience.offer(stamped)
 
-    def _catch_up(self) -> None:
-        """Admit the drafts that nobody has waited for so far."""
-        # One by one, and only those that are here now: another thread may be adding to them.
-        drafts = [self._quiet.popleft() for _ in range(len(self._quiet))]
-        if self._audience:
-            for draft in drafts:
-                self._take_draft(draft)
-        elif not self._closed:
-            for offset, draft in enumerate(drafts, self._head + 1):
-                draft.offset = offset
-                self._ring.append(draft)
-            self._head += len(drafts)
-            self._histories.extend(drafts)
+    def _settle_down(self) -> None:
+        """Admit what waits, where that needs no waiting.
 
-    @contextmanager
-    def _looked_at(self) -> Iterator[None]:
-        """What is kept is all there inside the block, and does not change; from any thread."""
-        with self._entrance.closed() as is_closed:
-            # Subscribers are not woken from another thread, and while there are any nothing is left waiting.
-            if is_closed and not self._audience:
+        A look from another thread, or out of a signal handler in the middle of an event, does without.
+        """
+        with self._entrance.if_free() as is_inside:
+            if is_inside:
                 self._catch_up()
-            yield
+
+    def _catch_up(self) -> None:
+        """Admit the drafts that nobody has waited for so far; interrupted anywhere, it goes on where it was."""
+        while self._quiet:
+            draft = self._quiet.popleft()
+            if self._audience or self._closed:
+                self._take_draft(draft)
+            else:
+                draft.offset = self._head + 1
+                self._ring.append(draft)
+                self._head = draft.offset
+                self._fresh.append(draft)
+        if self._fresh:
+            self._histories.extend(self._fresh)
+            self._fresh = []
+
+    def _waiting(self) -> list[Draft]:
+        """What waits, as it would be if it were admitted now; nothing is changed, so any thread may ask."""
+        while True:
+            head, fresh, quiet = self._head, tuple(self._fresh), tuple(self._quiet)
+            if head == self._head:
+                return [
+                    *fresh,
+                    *(msgspec.structs.replace(draft, offset=offset) for offset, draft in enumerate(quiet, head + 1)),
+                ]
 
     def _take_draft(self, draft: Draft) -> None:
         if self._closed:
@@ -340,8 +348,8 @@ class EventBus:
         if draft.ends_run:
             self._close_run(draft.run_id)
 
-    def _history(self, run_id: str) -> tuple[Event, ...]:
-        return tuple(map(self._written, self._histories.of(run_id)))
+    def _history(self, run_id: str, waiting: Sequence[Draft]) -> tuple[Event, ...]:
+        return tuple(map(self._written, self._histories.of(run_id, waiting)))
 
     def _written(self, kept: Draft | Event) -> Event:
         return kept.write_out(self.epoch, self.source) if isinstance(kept, Draft) else kept
@@ -383,7 +391,7 @@ class EventBus:
         else:
             if run_id is not None:
                 self._histories.use(run_id)
-                history = self._history(run_id)
+                history = self._history(run_id, ())
                 start = history[0].offset - 1 if history else start
                 subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
             self._audience.go_live(subscriber)

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-LOOK = 0.5
-"""Seconds, far more than anybody is inside."""
-
 
 class Entrance(Generic[Item]):
     """Calls `admit(item)` for each item, never two calls at once, and `admit_loss(n)` where n items were lost.
@@ -111,19 +108,29 @@ class Entrance(Generic[Item]):
         finally:
             self._let_in()
 
-    @contextmanager
-    def closed(self) -> Iterator[bool]:
-        """Nothing is admitted inside the block; from any thread. What comes meanwhile is let in after it.
+    @property
+    def is_clear(self) -> bool:
+        """Whether what this thread brings would be let in at once, before anything else."""
+        home = self._home
+        return not self._line and not self._untold and (home is None or threading.get_ident() == home)
 
-        False for a signal handler in the middle of `admit`, after LOOK seconds: it interrupts the one it
-        would wait for.
+    @contextmanager
+    def if_free(self) -> Iterator[bool]:
+        """Inside alone, behind the line, if that needs no waiting.
+
+        False where a run in another thread has the bus, and in a signal handler that interrupted who is inside.
         """
-        is_closed = self._inside.acquire(timeout=LOOK)
+        home = self._home
+        is_inside = (home is None or threading.get_ident() == home) and self._inside.acquire(blocking=False)
+        if not is_inside:
+            yield False
+            return
         try:
-            yield is_closed
+            if self._home is home:
+                self._admit_line()
+            yield self._home is home
         finally:
-            if is_closed:
-                self._inside.release()
+            self._inside.release()
             self._let_in()
 
     def _enter_at_home(self, items: tuple[Item, ...]) -> bool:

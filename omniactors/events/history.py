@@ -82,13 +82,11 @@ class Histories:
         self._runs: OrderedDict[str, list[Kept]] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    @property
-    def open_runs(self) -> int:
-        """How many of the runs that have a history have not ended."""
-        return sum(run_id not in self._closed for run_id in self._runs)
+    def count(self, waiting: Sequence[Draft] = ()) -> tuple[int, int]:
+        """How many of the runs that have a history have not ended, and how many have one; `waiting` as for `of`."""
+        ended = {draft.run_id: draft.ends_run for draft in waiting}
+        runs = list(dict.fromkeys([*tuple(self._runs), *ended]))[-self._max_runs :]
+        return sum(not ended.get(run_id, run_id in self._closed) for run_id in runs), len(runs)
 
     def append(self, event: Kept) -> None:
         """Keep the event in its run; a run that had ended is open again."""
@@ -97,12 +95,14 @@ class Histories:
 
     def extend(self, drafts: Sequence[Draft]) -> None:
         """As `append` for each, and `close` where one ends its run; what others push out again is not kept at all."""
-        by_last_use = dict.fromkeys([draft.run_id for draft in reversed(drafts)])
+        by_last_use: dict[str, Draft] = {}
+        for draft in reversed(drafts):
+            by_last_use.setdefault(draft.run_id, draft)
         staying = set(islice(by_last_use, self._max_runs))
         for draft in drafts:
             if draft.run_id in staying:
                 self._keep(draft)
-        for run_id, last in {draft.run_id: draft for draft in drafts}.items():
+        for run_id, last in reversed(by_last_use.items()):
             if last.ends_run:
                 self.close(run_id)
             else:
@@ -113,9 +113,14 @@ class Histories:
         if run_id in self._runs:
             self._runs.move_to_end(run_id)
 
-    def of(self, run_id: str) -> tuple[Kept, ...]:
-        """What is kept of a run, oldest first."""
-        return tuple(self._runs.get(run_id, ()))
+    def of(self, run_id: str, waiting: Sequence[Draft] = ()) -> tuple[Kept, ...]:
+        """What is kept of a run, oldest first; `waiting` is what is about to come, for whoever cannot wait for it."""
+        kept = tuple(self._runs.get(run_id, ()))
+        if not waiting:
+            return kept
+        last = kept[-1].offset if kept else 0
+        coming = (draft for draft in waiting if draft.run_id == run_id and draft.offset > last)
+        return (*kept, *coming)[-self._per_run :]
 
     def close(self, run_id: str) -> None:
         """Remember that the run has ended."""
@@ -136,7 +141,7 @@ class Histories:
             runs[run_id] = [event]
             if len(runs) > self._max_runs:
                 runs.popitem(last=False)
-        else:
+        elif event.offset > events[-1].offset:  # else it was kept when an exception interrupted `extend`
             runs.move_to_end(run_id)
             events.append(event)
             if len(events) > self._per_run:

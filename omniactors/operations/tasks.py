@@ -14,7 +14,15 @@ from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull, TaskFailed
-from omniactors.streams.envelope import EventEnvelope, WireEvent, check_topic, new_id, wire_event, write_event
+from omniactors.streams.envelope import (
+    EventEnvelope,
+    WireEvent,
+    check_event,
+    check_topic,
+    new_id,
+    wire_event,
+    write_event,
+)
 from omniactors.streams.settlement import Publication
 
 if TYPE_CHECKING:
@@ -58,7 +66,7 @@ class TaskOperations:
         handler, where it is derived from the event in hand instead, so that a retry of the handler
         does not publish twice.
         """
-        publication = self._publication(event, is_new=is_new)
+        publication = self._publication(event, dedupe=_carry(event_in_hand(), event, is_new=is_new))
         if delay is not None or at is not None:
             publication = schedule(publication, delay=delay, at=at)
         if wait_for_room:
@@ -81,7 +89,9 @@ class TaskOperations:
         All are checked first: a bad one raises EnvelopeError and nothing is published. Then they
         are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
         """
-        publications = [self._checked(item, index) for index, item in enumerate(items)]
+        current = event_in_hand()
+        events = [_as_event(item, index, current) for index, item in enumerate(items)]
+        publications = [self._checked(event, dedupe, index) for index, (event, dedupe) in enumerate(events)]
         published: list[str] = []
         failed: dict[int, Exception] = {}
         for start in range(0, len(publications), CHUNK):
@@ -128,25 +138,20 @@ class TaskOperations:
             attempt += 1
             await trio.sleep(ROOM.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret
 
-    def _checked(self, item: BatchItem, index: int) -> Publication:
-        event, is_new = _as_event(item, index)
+    def _checked(self, event: WireEvent[Any], dedupe: bool, index: int) -> Publication:  # noqa: FBT001 -- a pair's second half
         try:
-            return self._publication(event, is_new=is_new)
+            return self._publication(event, dedupe=dedupe)
         except EnvelopeError as error:
             error.add_note(f"in item {index} of the batch")
             raise
 
-    def _publication(self, event: WireEvent[Any], *, is_new: bool) -> Publication:
-        """The event as it is published from here; inside a handler it follows from the event in hand."""
-        current = event_in_hand()
-        if current is not None:
-            _carry(current, event, is_new=is_new)
+    def _publication(self, event: WireEvent[Any], *, dedupe: bool) -> Publication:
         return check_size(
             Publication(
                 topic=event.topic or "",
                 task_id=event.task_id or "",
                 body=write_event(event),
-                dedupe=current is not None or not is_new,
+                dedupe=dedupe,
                 correlation_id=event.correlation_id,
                 causation_id=event.causation_id,
             ),
@@ -154,11 +159,12 @@ class TaskOperations:
         )
 
 
-def _as_event(item: BatchItem, index: int) -> tuple[WireEvent[Any], bool]:
-    """The event of an item, and whether its id is new."""
+def _as_event(item: BatchItem, index: int, current: CurrentEvent | None) -> tuple[WireEvent[Any], bool]:
+    """The event of an item as it is published from here, and whether its id is to be remembered."""
     if isinstance(item, EventEnvelope):
         check_topic(item.topic)
-        return wire_event(item), False
+        event = wire_event(item)
+        return event, _carry(current, event, is_new=False)
     if not isinstance(item, tuple) or len(item) != 2:  # noqa: PLR2004 -- a pair
         raise EnvelopeError(f"item {index} must be an EventEnvelope or a pair (topic, content), not {item!r}")
     topic, content = item
@@ -166,11 +172,19 @@ def _as_event(item: BatchItem, index: int) -> tuple[WireEvent[Any], bool]:
         topic = check_topic(topic)
     except EnvelopeError as error:
         raise EnvelopeError(f"item {index}: {error}") from None
-    return WireEvent(content=content, topic=topic, task_id=new_id(), created_at=time.time()), True
+    event = WireEvent(content=content, topic=topic, task_id=new_id(), created_at=time.time())
+    return event, _carry(current, event, is_new=True)
 
 
-def _carry(current: CurrentEvent, event: WireEvent[Any], *, is_new: bool) -> None:
-    """Carry along what the event does not say itself of correlation, causation and tenant."""
+def _carry(current: CurrentEvent | None, event: WireEvent[Any], *, is_new: bool) -> bool:
+    """Check the event, and make it follow from the one in hand; True when its id is to be remembered.
+
+    Inside a handler what it does not say itself of correlation, causation and tenant is carried along,
+    and an id that is new is derived instead. What is refused uses up no derived id.
+    """
+    check_event(event)
+    if current is None:
+        return not is_new
     cause = current.event
     if is_new:
         event.task_id = current.next_id("published")
@@ -180,6 +194,7 @@ def _carry(current: CurrentEvent, event: WireEvent[Any], *, is_new: bool) -> Non
         event.correlation_id = cause.correlation_id
     if event.causation_id is None:
         event.causation_id = cause.id
+    return True
 
 
 def _of_agent(records: list[ResultRecord], agent: str | None) -> list[ResultRecord]:

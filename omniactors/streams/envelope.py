@@ -244,11 +244,8 @@ def _plain(value: object) -> object:
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
-def write_event(event: WireEvent[Any]) -> bytes:
-    """An event as it is written to a stream; raises EnvelopeError for what an EventEnvelope would refuse.
-
-    The caller has checked topic, time and attempts.
-    """
+def check_event(event: WireEvent[Any]) -> None:
+    """Raise EnvelopeError for what an EventEnvelope would refuse; topic, time and attempts are checked elsewhere."""
     if event.webhook is not None:
         check_webhook(event.webhook)
     if event.reply_to is not None:
@@ -257,6 +254,10 @@ def write_event(event: WireEvent[Any]) -> bytes:
         raise EnvelopeError(f"id must be a non-empty string, not {event.task_id!r}")
     if not (event.tenant_id is event.correlation_id is event.causation_id is event.source is None):
         _check_ids(event)
+
+
+def write_event(event: WireEvent[Any]) -> bytes:
+    """An event that was checked, as it is written to a stream; raises ContentError when its content is no JSON."""
     check_content(event.content)
     return encode_json(event)
 
@@ -281,8 +282,7 @@ def wire_event(envelope: EventEnvelope[Any]) -> WireEvent[Any]:
 
 def encode_event(envelope: EventEnvelope[Any]) -> bytes:
     """The envelope as it is written to a stream; raises ContentError when its content is no JSON."""
-    check_content(envelope.payload.content)
-    return encode_json(wire_event(envelope))
+    return write_event(wire_event(envelope))
 
 
 class EventDecoder(Generic[Content]):

@@ -66,6 +66,6 @@ def test_publishing_opens_a_closed_run_again() -> None:
     histories = Histories(per_run=5, max_runs=5)
     histories.append(event(1))
     histories.close("A")
-    assert (histories.is_closed("A"), histories.open_runs) == (True, 0)
+    assert (histories.is_closed("A"), histories.count()[0]) == (True, 0)
     histories.append(event(2))
-    assert (histories.is_closed("A"), histories.open_runs) == (False, 1)
+    assert (histories.is_closed("A"), histories.count()[0]) == (False, 1)
