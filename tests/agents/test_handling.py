@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import msgspec
@@ -467,3 +469,28 @@ async def test_a_retry_that_is_due_while_nothing_has_room_costs_nothing() -> Non
             assert time.process_time() - before < 0.1
             for task_id in ids:
                 await omni.wait_result(task_id)
+
+
+class Buffer:
+    """Something large that a handler has in hand."""
+
+
+async def test_what_a_failed_handler_held_is_let_go_at_once() -> None:
+    held: list[weakref.ref[Buffer]] = []
+
+    async def fail(_message: Message) -> None:
+        buffer = Buffer()
+        held.append(weakref.ref(buffer))
+        raise ValueError("no")
+
+    omni = in_memory()
+    omni.add(AgentConfig(topic="cb", callback=fail), retry=RetryPolicy(max_attempts=1))
+    gc.disable()  # what is left is left to the collector, and that may take long
+    try:
+        with trio.fail_after(10):
+            async with omni:
+                with pytest.raises(TaskFailed):
+                    await omni.wait_result(await omni.publish("cb", 1))
+                assert [reference() for reference in held] == [None]
+    finally:
+        gc.enable()

@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from omniactors.events import bus as bus_module
 from omniactors.events.bus import QUIET_EVENTS, QUIET_WEIGHT, EventBus
 from omniactors.events.event import Draft, Event, ReadOnlyDict
+from omniactors.events.history import Ring
 
 if TYPE_CHECKING:
     from omniactors.events.subscription import Subscription
@@ -189,18 +190,21 @@ def test_a_closed_bus_ignores_drafts() -> None:
     bus.close()
     bus.publish_draft(draft("A", 2))
     bus.publish_drafts([draft("A", 3)])
+    assert bus.head == 1
     assert [event.data["n"] for event in bus.history("A")] == [1]
     assert bus.stats()["published_total"] == 1
 
 
-async def test_other_threads_may_look_while_drafts_come() -> None:
+async def test_other_threads_look_without_disturbing_who_publishes() -> None:
     bus = EventBus(history_per_run=100)
     is_over = threading.Event()
     seen: list[list[int]] = []
 
     def look() -> None:
         while not is_over.is_set():
-            seen.append([event.data["n"] for event in bus.history("A")])
+            events = bus.history("A")
+            seen.append([event.data["n"] for event in events])
+            assert [event.offset for event in events] == [event.data["n"] + 1 for event in events]
             bus.stats()
             time.sleep(0)
 
@@ -208,16 +212,77 @@ async def test_other_threads_may_look_while_drafts_come() -> None:
         nursery.start_soon(bus.run)
         await wait_all_tasks_blocked()
         nursery.start_soon(trio.to_thread.run_sync, look)
-        for start in range(0, 20_000, 50):
-            for number in range(start, start + 50):
+        for number in range(20_000):
+            if number % 3:
                 bus.publish_draft(draft("A", number))
-            await trio.lowlevel.checkpoint()
+            else:
+                bus.publish(Event(run_id="A", event_type="other", data={"n": number}))
+            assert bus.head == number + 1
+            if number % 50 == 0:
+                await trio.lowlevel.checkpoint()
         is_over.set()
         nursery.cancel_scope.cancel()
-    await trio.lowlevel.checkpoint()
     assert [event.data["n"] for event in bus.history("A")] == list(range(19_900, 20_000))
     assert [event.offset for event in bus.history("A")] == list(range(19_901, 20_001))
-    assert bus.stats()["published_total"] == 20_000
+    assert bus.stats()["lost_from_threads"] == 0
     for numbers in seen:
         first = numbers[0] if numbers else 0
         assert numbers == list(range(first, first + len(numbers)))
+
+
+async def test_what_another_thread_brings_keeps_its_order_and_its_bound() -> None:
+    bus = EventBus(max_queue_size=4)
+
+    def bring() -> None:
+        for number in range(3):
+            bus.publish(Event(run_id="A", event_type="other", data={"n": number}))
+            bus.publish_draft(draft("A", number))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bus.run)
+        await wait_all_tasks_blocked()
+        thread = threading.Thread(target=bring)
+        thread.start()
+        thread.join(10)
+        bus.publish_draft(draft("A", 9))
+        nursery.cancel_scope.cancel()
+    told = [(event.event_type, event.data["n"]) for event in bus.history("A")]
+    assert told == [("other", 0), ("task.done", 0), ("other", 1), ("task.done", 1), ("task.done", 9)]
+    assert bus.stats()["lost_from_threads"] == 2
+
+
+async def test_a_signal_handler_in_the_middle_of_an_event_may_look() -> None:
+    bus = EventBus()
+    bus.publish_draft(draft("A", 1))
+    seen: list[object] = []
+
+    def look() -> None:
+        began = time.perf_counter()
+        seen.extend([bus.stats()["head"], len(bus.history("A")), time.perf_counter() - began < 0.1])
+
+    reading = bus.subscribe("A")
+    reading._subscriber.queue.wake = look  # noqa: SLF001 -- called inside, where a handler would interrupt
+    bus.publish(Event(run_id="A", event_type="other"))
+    assert seen == [2, 2, True]
+
+
+def test_an_exception_from_a_signal_costs_one_draft_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AlarmError(Exception):
+        """What a handler of SIGALRM may raise."""
+
+    class Interrupting(Ring):
+        def append(self, event: Any) -> None:
+            super().append(event)
+            if event.data["n"] == 299 if isinstance(event, Event) else event.values[0] == 299:
+                raise AlarmError
+
+    monkeypatch.setattr(bus_module, "Ring", Interrupting)
+    bus = EventBus(history_per_run=2000)
+    with pytest.raises(AlarmError):  # noqa: PT012 -- which of them raises is not what is tested
+        for number in range(QUIET_EVENTS):
+            bus.publish_draft(draft("A", number))
+    bus.publish(Event(run_id="A", event_type="other", data={"n": QUIET_EVENTS}))
+    kept = bus.history("A")
+    assert [event.data["n"] for event in kept] == [*range(299), *range(300, QUIET_EVENTS + 1)]
+    assert [event.offset for event in kept] == list(range(1, QUIET_EVENTS + 1))
+    assert bus.head == QUIET_EVENTS
