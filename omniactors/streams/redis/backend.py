@@ -44,10 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("omniactors.streams")
 
 SETTLED_AT_ONCE: Final = 128
-"""Settlements in one call: it holds up everybody else for a millisecond."""
-
-SETTLING_CALLS: Final = 4
-"""Such calls under way together, when so many settlements have gathered: a busy event loop sees replies late."""
+"""Settlements in one call: it holds up everybody else for a millisecond. More at once, in one call or in several under
+way together, made a pipeline slower: the next fetch waits, and then handlers do."""
 
 FAREWELL: Final = 5.0
 """Seconds for giving back what is held at the end of `serve`."""
@@ -106,8 +104,8 @@ class RedisBackend:
 
     @property
     def settled_at_once(self) -> int:
-        """What goes into a few calls under way together; meanwhile others are handled, and fetched."""
-        return SETTLING_CALLS * SETTLED_AT_ONCE
+        """What the server does in a millisecond; meanwhile others are handled, and fetched."""
+        return SETTLED_AT_ONCE
 
     @property
     def location(self) -> str:
@@ -268,35 +266,18 @@ class RedisBackend:
         flags = [False] * len(settlements)
         await trio.lowlevel.checkpoint()
         places = [place for place, settlement in enumerate(settlements) if self._is_ours(settlement.key)]
-        chunks = [places[start : start + SETTLED_AT_ONCE] for start in range(0, len(places), SETTLED_AT_ONCE)]
-        errors: list[BackendError] = []
-
-        async def settle(chunk: list[int]) -> None:
-            try:
-                await self._settle_chunk([settlements[place] for place in chunk], chunk, flags)
-            except BackendError as error:
-                errors.append(error)
-
-        if len(chunks) == 1:
-            await settle(chunks[0])
-        else:
-            async with trio.open_nursery() as nursery:
-                for chunk in chunks:
-                    nursery.start_soon(settle, chunk)
-        if errors:
-            raise errors[0]
+        for start in range(0, len(places), SETTLED_AT_ONCE):
+            chunk = places[start : start + SETTLED_AT_ONCE]
+            ours = [settlements[place] for place in chunk]
+            bodies = await self._bodies([settlement.key for settlement in ours if settlement.dead is not None])
+            for part in parts_of(ours, bodies):
+                noted = self._consumer.noted(each.settlement.key for each in part)
+                settled = await self._settle(part)
+                for place, flag in zip(chunk, settled, strict=False):
+                    flags[place] = flag
+                chunk = chunk[len(part) :]
+                self._consumer.drop(noted)
         return flags
-
-    async def _settle_chunk(self, settlements: list[Settlement], places: list[int], flags: list[bool]) -> None:
-        """Carry out some, and set their flags, which stand at these places."""
-        bodies = await self._bodies([settlement.key for settlement in settlements if settlement.dead is not None])
-        for part in parts_of(settlements, bodies):
-            noted = self._consumer.noted(each.settlement.key for each in part)
-            settled = await self._settle(part)
-            for place, flag in zip(places, settled, strict=False):
-                flags[place] = flag
-            places = places[len(part) :]
-            self._consumer.drop(noted)
 
     async def _settle(self, part: Sequence[Prepared]) -> list[bool]:
         """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
