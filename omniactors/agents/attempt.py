@@ -55,12 +55,14 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     current = CurrentEvent(event, subscription.name)
     token, run = current_event.set(current), enter_run(event.correlation_id or event.id)
     error: Exception | None = None
+    succeeded_in: float | None = None
     began, seconds = time.perf_counter(), 0.0
     try:
         services.bus.publish_draft(started_draft(event, subscription.name))
         # Not a function of its own: each frame between the actor and its handler costs every event.
         try:
             outcome = _success(await _handling(agent, event, options.timeout), current)
+            succeeded_in = time.perf_counter() - began
         except Exception as failure:  # noqa: BLE001 -- a handler may raise anything
             error, outcome = failure, _failure(failure)
         except BaseException as failure:
@@ -76,7 +78,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         current.is_over = True
         leave_run(run)
         current_event.reset(token)
-        subscription.lane.handled(delivery, seconds)
+        subscription.lane.handled(delivery, succeeded_in)
     settlement = _settlement(delivery, outcome, subscription, seconds=seconds)
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
     try:

@@ -152,6 +152,7 @@ class Demand:
         feed.backlog.pop(want.topic, None)
         if not feed.backlog:
             self._ready.pop(feed, None)
+            feed.subscription.lane.drained()
         # The oldest position counts: an agent that was drained then has not seen what came since.
         self.watched.setdefault(want.topic, position)
         return True

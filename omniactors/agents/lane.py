@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 RATE_HORIZON = 0.1
 """Seconds of work to hold in memory: enough to hide a fetch, little enough to hand over at a stop."""
 QUANTUM = 32
-"""Events that an agent may hold as soon as its handler is known to be quick enough for them, however few it had so
-far: of many agents that take turns, each gets enough at a time to be worth asking for."""
+"""Events that an agent with a backlog may hold as soon as its handler is known to be quick enough for them, however
+low its share of the processor: of many agents that take turns, each gets enough at a time to be worth asking for."""
+TRUST = 4
+"""So many times what it has handled of its backlog so far: the next ones may take longer than the last."""
 RATE_SMOOTHING = 0.3
 RATE_INTERVAL = 0.005
 """Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
@@ -61,6 +63,8 @@ class EventLane:
         self._is_exclusive = False
         self._seconds: float | None = None
         """What one event takes a handler, lately; None before the first."""
+        self._streak = 0
+        """Events handled since there was nothing more to fetch."""
         self._rate = 0.0
         self._settled_since = 0
         self._rate_time: float | None = None
@@ -69,14 +73,14 @@ class EventLane:
     def limit(self) -> int:
         """How many events to hold: twice the concurrency, or what is worked off in RATE_HORIZON seconds.
 
-        The latter is what was settled lately in so long a time; and up to QUANTUM what the handlers
-        would be done with by then if nobody else had the processor.
+        The latter is what was settled lately in so long a time; and up to QUANTUM, with a backlog, what
+        the handlers would be done with by then if nobody else had the processor.
         """
-        if self._seconds is None:
-            return self._least
-        alone = self._concurrency * RATE_HORIZON
-        quick = QUANTUM if self._seconds * QUANTUM < alone else int(alone / self._seconds)
-        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON), quick))
+        quick = 0
+        if self._streak and self._seconds is not None:
+            alone = self._concurrency * RATE_HORIZON
+            quick = QUANTUM if self._seconds * QUANTUM < alone else int(alone / self._seconds)
+        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON), min(quick, TRUST * self._streak)))
 
     @property
     def credit(self) -> int:
@@ -119,10 +123,16 @@ class EventLane:
             return delivery
         return self._take_suspect() if self._is_exclusive else None
 
-    def handled(self, delivery: Delivery, seconds: float) -> None:
-        """The handler is done with an event that was taken, in so long a time; the next one of its key may go."""
+    def handled(self, delivery: Delivery, seconds: float | None) -> None:
+        """The handler is done with an event that was taken; the next one of its key may go.
+
+        `seconds` is how long it took to succeed, None when it did not.
+        """
         self.handling -= 1
-        self._seconds = seconds if self._seconds is None else self._seconds + RATE_SMOOTHING * (seconds - self._seconds)
+        if seconds is not None:
+            self._streak += 1
+            before = seconds if self._seconds is None else self._seconds
+            self._seconds = before + RATE_SMOOTHING * (seconds - before)
         if delivery.ordering is not None:
             waiting = self._busy.pop(delivery.ordering)
             if waiting:
@@ -142,6 +152,10 @@ class EventLane:
             self._is_exclusive = False
         if self.credit:
             self._on_room()
+
+    def drained(self) -> None:
+        """There was nothing more to fetch: what comes next may be of another kind."""
+        self._streak = 0
 
     def clear(self) -> list[Delivery]:
         """Take out everything that no handler has begun; it still counts as held until it is settled."""

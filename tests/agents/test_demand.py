@@ -234,10 +234,11 @@ def test_an_agent_whose_handler_is_quick_gets_a_quantum_at_a_time() -> None:
     subscription = Subscription(
         described, name="a", content_type=Any, services=cast("Services", None), on_room=demand.room
     )
+    demand.add(subscription)
     lane = subscription.lane
     assert lane.limit == 2
 
-    def handle(seconds: float, times: int = 50) -> None:
+    def handle(seconds: float | None, times: int = 50) -> None:
         for _ in range(times):
             fill(subscription, 1)
             delivery = lane.take()
@@ -246,6 +247,8 @@ def test_an_agent_whose_handler_is_quick_gets_a_quantum_at_a_time() -> None:
             lane.settled(1, 0.0)
 
     handle(0.0001, times=1)
+    assert lane.limit == 4, "four times what was handled so far"
+    handle(0.0001)
     assert lane.limit == QUANTUM
     handle(0.02)
     assert lane.limit == 5
@@ -253,3 +256,8 @@ def test_an_agent_whose_handler_is_quick_gets_a_quantum_at_a_time() -> None:
     assert lane.limit == 2
     handle(0.0)
     assert lane.limit == QUANTUM
+    fetch(demand, brings={})
+    assert lane.limit == 2, "what comes after a pause may be of another kind"
+    handle(0.0)
+    handle(None)
+    assert lane.limit == QUANTUM, "a failure says nothing"

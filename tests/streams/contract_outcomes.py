@@ -15,6 +15,7 @@ from tests.streams.contract_kit import (
     AGENT,
     LIMIT,
     TOPIC,
+    dead,
     done,
     event,
     fetch,
@@ -213,6 +214,26 @@ class ResultContract:
                 with trio.move_on_after(0.05) as scope:
                     await backend.wait_results("a", 1)
                 assert scope.cancelled_caught
+
+    async def test_of_two_ends_of_one_entry_the_first_counts(self, backend: Backend) -> None:
+        await backend.publish(numbered(2))
+        async with serving(backend):
+            one, two = await fetch(backend, 2)
+            again = done(one, retry=Retry(after=60, attempts=1))
+            buried = done(two, dead=dead(), result=record("two", failed=True))
+            settlements = [again, done(one, result=record("one")), buried, done(two, result=record("two"))]
+            assert await backend.settle_many(settlements) == [True, False, True, False]
+            assert await backend.get_results("one") == []
+            assert [result.status for result in await backend.get_results("two")] == ["failed"]
+
+    async def test_of_two_results_of_one_task_in_one_write_the_last_stays(self, backend: Backend) -> None:
+        await backend.publish(numbered(2))
+        async with serving(backend):
+            one, two = await fetch(backend, 2)
+            first = done(one, result=record("a", result="first"), publications=(event("x", topic="next"),))
+            last = done(two, result=record("a", result="last"))
+            assert await backend.settle_many([first, last]) == [True, True]
+            assert [result.result for result in await backend.get_results("a")] == ["last"]
 
 
 class InspectionContract:

@@ -617,9 +617,39 @@ class TestLonePublish:
             raw.xreadgroup("another", "c", {STREAM: ">"}, noack=True)
         assert raw.xlen(STREAM) < 100
 
+    async def test_a_packet_held_up_between_both_scripts_is_the_publish_itself(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        assert await self.append(backend, 3, limit="0") is None
+        late = await self.append(backend, 3)
+        calls = backend._calls  # noqa: SLF001 -- as above
+        assert await calls.numbered((7, 3), "publish", [-1, 1000, [[TOPIC, 1]]], [b"{}"]) == [late]
+        assert raw.xlen(STREAM) == 1
+
+    async def test_what_was_refused_is_not_appended_by_a_packet_that_comes_when_there_is_room(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        calls = backend._calls  # noqa: SLF001 -- as above
+        await self.append(backend, 1)
+        full = await calls.numbered((7, 3), "publish", [1, 1000, [[TOPIC, 1]]], [b"{}"])
+        assert full[0] == b"full"
+        raw.xtrim(STREAM, maxlen=0, approximate=False)
+        await self.append(backend, 3)
+        assert await calls.numbered((7, 3), "publish", [1, 1000, [[TOPIC, 1]]], [b"{}"]) == full
+        assert raw.xlen(STREAM) == 0
+
 
 class TestPublishTogether:
     """Plain publications in a row are counted, others are named; each gets its own fate."""
+
+    async def test_what_cannot_be_delayed_is_refused_before_anything_is_written(
+        self, backend: RedisBackend, raw: Any
+    ) -> None:
+        raw.set("omni-later:late", "by another program")
+        late = msgspec.structs.replace(event("x", topic="late"), delay=60.0)
+        with pytest.raises(BackendError, match="WRONGTYPE"):
+            await backend.publish([*numbered(1), late])
+        assert raw.xlen(STREAM) == 0
 
     async def test_plain_remembered_and_delayed_ones_in_one_call(self, backend: RedisBackend, raw: Any) -> None:
         known, later = event("known", dedupe=True), msgspec.structs.replace(event("later"), delay=60.0)

@@ -168,8 +168,9 @@ class RedisConnection:
                 return
             try:
                 data = self._wire.read()
-            except OSError:
-                return  # whoever reads next finds out
+            except OSError as exc:
+                self._wire.close()
+                raise self._lost(reason_of(exc), sent=True) from exc
             if data is not None:
                 self._lookout.note(has_come=True)
                 self._reader.feed(data)

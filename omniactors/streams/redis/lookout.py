@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-TURNS: Final = 5 if (os.cpu_count() or 1) > 1 else 0
+PROCESSORS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+TURNS: Final = 5 if PROCESSORS > 1 else 0
 """Turns of the loop, some 50 microseconds when it has nothing else to do. With one processor they would keep the
 server from its work."""
 

@@ -64,6 +64,18 @@ def _prepared(settlement: Settlement, bodies: Mapping[EntryKey, bytes]) -> Prepa
     return Prepared(settlement, None, arguments, weight)
 
 
+def _is_orderless(part: Sequence[Prepared]) -> bool:
+    """Whether it makes no difference which comes first: each is about an entry and a result of its own."""
+    settlements = [prepared.settlement for prepared in part]
+    results = [
+        (settlement.result.task_id, settlement.result.agent)
+        for settlement in settlements
+        if settlement.result is not None
+    ]
+    entries = {(settlement.key.topic, settlement.key.agent, settlement.key.entry_id) for settlement in settlements}
+    return len(entries) == len(settlements) and len(set(results)) == len(results)
+
+
 class Blocks:
     """What goes into one call, by group: as the script takes it, and in which order it answers."""
 
@@ -72,14 +84,18 @@ class Blocks:
         self.words: list[bytes | str] = []
         self.places: list[int] = []
         """The place in the part of each flag of the answer."""
-        groups: dict[tuple[str, str, float], tuple[list[int], list[int]]] = {}
+        groups: dict[tuple[str, str], tuple[float, list[int], list[int]]] = {}
+        is_orderless = _is_orderless(part)
         for place, (settlement, words, _, _) in enumerate(part):
             key = settlement.key
-            # Plain ones share the time for which their results are kept.
-            group = groups.setdefault((key.topic, key.agent, settlement.result_ttl), ([], []))
-            group[words is None].append(place)
-        for (topic, agent, ttl), (plain, others) in groups.items():
-            settlements = [part[place].arguments for place in others]
+            ttl, plain, others = groups.setdefault((key.topic, key.agent), (settlement.result_ttl, [], []))
+            # The plain ones of a group go first, and share the time for which their results are kept.
+            is_plain = words is not None and settlement.result_ttl == ttl and is_orderless
+            (plain if is_plain else others).append(place)
+        for (topic, agent), (ttl, plain, others) in groups.items():
+            settlements = [
+                part[place].arguments or settlement_arguments(part[place].settlement, None) for place in others
+            ]
             self.arguments.append([clean(topic), clean(agent), settlements, len(plain), milliseconds(ttl)])
             for place in plain:
                 self.words += part[place].words or ()

@@ -200,7 +200,11 @@ local function replayed(caller)
     if not found then return nil end
     local space = found:find(' ', 1, true)
     local number = tonumber(found:sub(1, space - 1))
-    if number == caller[3] then return cmsgpack.unpack(found:sub(space + 1)) end
+    if number == caller[3] then
+        local reply = found:sub(space + 1)
+        -- `append` notes the id as it is, which no packed reply looks like.
+        return reply:match('^%d+%-%d+$') and {reply} or cmsgpack.unpack(reply)
+    end
     return number > caller[3] and {err = 'ERR this call is over'} or nil
 end
 

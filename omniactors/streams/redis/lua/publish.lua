@@ -19,7 +19,7 @@ for _, run in ipairs(runs) do
     end
     more[topic] = (more[topic] or 0) + count
 end
-local has_later = call('EXISTS', P .. 'omni-scheduled') == 1
+local has_later = has_delays or call('EXISTS', P .. 'omni-scheduled') == 1
 local function length_of(topic)
     return call('XLEN', stream_of(topic)) + (has_later and call('ZCARD', later_of(topic)) or 0)
 end
@@ -27,7 +27,8 @@ for topic, count in pairs(more) do
     if length_of(topic) + count > limit and limit >= 0 and count > 0 then
         trim(topic)
         local length = length_of(topic)
-        if length + count > limit then return {'full', topic, length, count} end
+        -- Noted too: a packet that was held up until there is room must not append what was refused.
+        if length + count > limit then return record(caller, {'full', topic, length, count}) end
     end
 end
 
