@@ -192,6 +192,14 @@ SHORT_RESULT: list[steps.AnyStep] = [
 ]
 """Once the short life of one agent's result ended those of all others of the task."""
 
+RELEASED_TWICE: list[steps.AnyStep] = [
+    *[steps.Publish((steps.Pub("a"),))] * 4,
+    steps.Fetch(1, (steps.Ask("a", "keyed", 2),), 0),
+    steps.Together(1, (), (), (0, 0), steps.Ask("a", "keyed", 0)),
+    steps.Fetch(0, (steps.Ask("a", "keyed", 2),), 100),
+]
+"""Once an entry that was named twice in a release opened the gate before the one behind it, which was still held."""
+
 
 def examples(number: int) -> settings:
     """So many scripts in the suite."""

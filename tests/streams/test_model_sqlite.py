@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import example, given
 
-from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, SCRIPTS, SHORT_RESULT, examples, play
+from tests.streams.model_scripts import DEDUPE_WINDOW, LIMITS, RELEASED_TWICE, SCRIPTS, SHORT_RESULT, examples, play
 from tests.streams.model_sqlite import FileSubject, MemorySubject
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @examples(60)
 @given(SCRIPTS, LIMITS)
 @example(SHORT_RESULT, None)
+@example(RELEASED_TWICE, None)
 def test_memory_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     play(MemorySubject(dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)
 
@@ -25,6 +26,7 @@ def test_memory_goes_as_the_model(script: list[AnyStep], limit: int | None) -> N
 @examples(60)
 @given(SCRIPTS, LIMITS)
 @example(SHORT_RESULT, None)
+@example(RELEASED_TWICE, None)
 def test_a_file_goes_as_the_model(script: list[AnyStep], limit: int | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         play(FileSubject(Path(folder) / "omni.db", dedupe_window=DEDUPE_WINDOW, stream_limit=limit), script, limit)
