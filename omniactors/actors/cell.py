@@ -280,8 +280,7 @@ class Cell:
             if queue.messages:
                 is_busy = True
                 await self._drain(queue)
-        lane = self._lane
-        while lane is not None and not self._asked and not self._has_attention:
+        while (lane := self._lane) is not None and not self._asked and not self._has_attention:
             item = lane.take()
             if item is None:
                 break
@@ -289,9 +288,8 @@ class Cell:
             await self._actor.__work__(item)
             if self._snapshots is not None:
                 self._snapshots.take(self._actor.snapshot())
-            # Whatever else there is goes first.
             if self._timers is not None or self._has_messages() or time.perf_counter() >= self._slice_end:
-                break
+                break  # whatever else there is goes first
         return is_busy
 
     async def _drain(self, queue: MailboxQueue) -> None:
