@@ -145,7 +145,8 @@ class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One group, in numbers of entries.
 
     `waiting` can be taken now (new, released, or due again), `pending` are held by a consumer,
-    `delayed` wait for the time of their retry, `dead` are in the dead letters.
+    `delayed` wait for the time of their retry, `dead` are in the dead letters. `served_at` is when a
+    runtime last began or ended to serve it, in Unix seconds; None when none has said so.
     """
 
     agent: str
@@ -153,6 +154,7 @@ class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     delayed: int
     dead: int
+    served_at: float | None = None
 
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,13 +170,19 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A live runtime: its consumer id, its process, and where its gateway listens (a URL or None)."""
+    """A live runtime: its consumer id, its process, and where its gateway listens (a URL or None).
+
+    `groups` are the pairs (topic, agent) that it serves, None when it does not say (an older version);
+    `gave_up` those of its agents that gave up, each with the last reason.
+    """
 
     consumer: str
     pid: int
     host: str
     started_at: float
     gateway: str | None = None
+    groups: tuple[tuple[str, str], ...] | None = None
+    gave_up: dict[str, str] = {}
 
 
 class AgentMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,8 +246,23 @@ class Backend(Protocol):
         """Record where this consumer's gateway listens."""
         ...
 
+    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+        """Record which groups this consumer serves, and which of its agents gave up and why.
+
+        What `restarts` told until now is done with.
+        """
+        ...
+
     async def runtimes(self) -> list[RuntimeRecord]:
         """The runtimes that are alive now."""
+        ...
+
+    async def restart(self, agent: str) -> int:
+        """Have every consumer in which this agent gave up try it again at once; returns how many there are."""
+        ...
+
+    async def restarts(self) -> frozenset[str]:
+        """The agents of this consumer that somebody wants to be tried again, since its last report."""
         ...
 
     async def fetch(self, wants: Sequence[Want]) -> Fetched:
@@ -359,6 +382,18 @@ class Backend(Protocol):
 
     async def list_agents(self) -> list[AgentRecord]:
         """The registered agents, by topic and name."""
+        ...
+
+    async def delete_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Forget these groups, with what they have in hand, their counters, registrations and pauses.
+
+        Entries that only they needed are removed; those of a topic without any other group stay for
+        whoever reads it next. Dead letters stay. A group that is fetched for comes back.
+        """
+        ...
+
+    async def delete_stream(self, topic: str) -> int:
+        """Remove all entries and delayed publications of a topic that has no groups; returns how many there were."""
         ...
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ from tests.streams.contract_admin import (
     PauseContract,
     StreamLimitContract,
 )
+from tests.streams.contract_care import DeleteContract, ServingContract, SharedCareContract
 from tests.streams.contract_delivery import (
     CallContract,
     DedupeContract,
@@ -62,10 +63,12 @@ class BackendContract(
     ConfigContract,
     InspectionContract,
     DiagnoseContract,
+    ServingContract,
+    DeleteContract,
     CallContract,
 ):
     """All that one backend promises by itself."""
 
 
-class SharedContract(SharedCallContract, SharedOrderContract, SharedGroupLimitContract):
+class SharedContract(SharedCallContract, SharedOrderContract, SharedGroupLimitContract, SharedCareContract):
     """What several backends over one store promise each other."""

@@ -81,6 +81,9 @@ class Tour:
     async def _register(self, one: RedisBackend) -> None:
         await one.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
         await one.announce("http://127.0.0.1:1")
+        await one.report([(TOPIC, AGENT)], {AGENT: "OSError: no disk"})
+        assert await one.restart(AGENT) == 1
+        self.look()
         assert [runtime.gateway for runtime in await one.runtimes()].count(None) == 1
         await one.save_config("kept", 1)
         await one.save_config("forgotten", 2)

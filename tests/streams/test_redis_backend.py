@@ -411,16 +411,6 @@ class TestStrangers:
 
 
 class TestLookingAround:
-    async def test_a_group_that_nobody_reads_is_found(self, backend: RedisBackend, raw: Any) -> None:
-        await backend.create_groups([(TOPIC, AGENT)])
-        await backend.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
-        raw.xgroup_create(STREAM, f"group:{TOPIC}:agent-1234", "0")
-        await backend.publish(numbered(3))
-        (unread,) = [found for found in await backend.diagnose() if found.check == "unread group"]
-        assert "agent-1234" in unread.message
-        assert "3 entries" in unread.message
-        assert "XGROUP DESTROY" in unread.advice
-
     async def test_what_was_trimmed_unread_waits_no_more(self, backend: RedisBackend, raw: Any) -> None:
         await backend.create_groups([(TOPIC, AGENT)])
         await backend.publish(numbered(3))

@@ -157,6 +157,21 @@ class RedisBackend:
         self._require_serving("announce")
         await self._consumer.announce(gateway)
 
+    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+        """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
+        self._require_serving("report")
+        names = [(clean(topic), clean(agent)) for topic, agent in groups]
+        await self._consumer.report(names, {clean(agent): clean(reason) for agent, reason in gave_up.items()})
+
+    async def restart(self, agent: str) -> int:
+        """Have every consumer in which this agent gave up try it again at once."""
+        return int(await self._calls.script("restart", [clean(agent)]))
+
+    async def restarts(self) -> frozenset[str]:
+        """The agents of this consumer that are wanted again."""
+        wanted = await self._calls.command("SMEMBERS", self._keys.wanted(self._consumer.id))
+        return frozenset(name.decode() for name in wanted)
+
     async def runtimes(self) -> list[RuntimeRecord]:
         """The runtimes that are alive now, oldest first."""
         records = [_runtime.decode(record) for record in await self._calls.script("alive", [])]
@@ -421,6 +436,18 @@ class RedisBackend:
     async def diagnose(self) -> list[Finding]:
         """Check reachability, version, memory policy, persistence, role, clock and trimming publishers."""
         return await doctoring.diagnose(self._calls, self._keys)
+
+    async def delete_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Forget groups, and trim what only they needed."""
+        if groups:
+            await self._calls.script("forget", [[[clean(topic), clean(agent)] for topic, agent in groups]])
+            self._groups.difference_update(groups)
+            for topic, agent in groups:
+                self._agents.pop(clean(f"{agent}:{topic}"), None)
+
+    async def delete_stream(self, topic: str) -> int:
+        """Remove all entries and delayed publications of a topic without groups."""
+        return int(await self._calls.once("empty", [clean(topic)]))
 
     async def close(self) -> None:
         """Finish what was accepted and disconnect; the next call connects again."""

@@ -21,7 +21,7 @@ from omniactors.streams.redis.lease import LeaseThread, connect_thread
 from omniactors.streams.redis.scripts import raw
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from omniactors.streams.redis.calls import Calls
     from omniactors.streams.redis.keys import Keys
@@ -60,6 +60,8 @@ class Consumer:
     """Called with the newest bell when the lease had been lost, and this is a new consumer."""
     id: str = ""
     gateway: str | None = None
+    groups: tuple[Group, ...] | None = None
+    gave_up: dict[str, str] = field(default_factory=dict)
     held: dict[Group, dict[str, int]] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.time)
     _thread: LeaseThread | None = None
@@ -138,6 +140,14 @@ class Consumer:
     async def announce(self, gateway: str | None) -> None:
         """Record where our gateway listens."""
         self.gateway = gateway
+        await self._tell()
+
+    async def report(self, groups: Sequence[Group], gave_up: Mapping[str, str]) -> None:
+        """Record which groups we serve, and which of our agents gave up."""
+        self.groups, self.gave_up = tuple(groups), dict(gave_up)
+        await self._tell()
+
+    async def _tell(self) -> None:
         await self.calls.script("announce", [self.id, raw(self._record(self.id))])
 
     # -- what is held ---------------------------------------------------------------------------
@@ -178,6 +188,8 @@ class Consumer:
                 host=socket.gethostname(),
                 started_at=self._started_at,
                 gateway=self.gateway,
+                groups=self.groups,
+                gave_up=self.gave_up,
             )
         )
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import Finding
-from omniactors.streams.envelope import INTERNAL_PREFIX
-from omniactors.streams.redis.keys import group_name, group_parts
+from omniactors.streams.redis.keys import group_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -179,18 +178,13 @@ def _clock(skew: float) -> Finding:
 
 
 async def _streams(calls: Calls, keys: Keys) -> list[Finding]:
-    """Signs of publishers that trim, and of groups that nobody reads."""
+    """Signs of publishers that trim."""
     findings = []
     groups = [member.decode() for member in await calls.command("SMEMBERS", keys.groups)]
-    registered = {field.decode() for field in await calls.command("HKEYS", keys.agents)}
     for topic in sorted({group_parts(group)[0] for group in groups}):
-        length, _, rows = await calls.script("inspect", [topic])
+        length, _, _ = await calls.script("inspect", [topic])
         if OMNIDAEMON_LENGTH * 0.99 <= length <= OMNIDAEMON_LENGTH * 1.02:
             findings.append(_trimming(topic, length))
-        for name, new, *_ in rows:
-            agent = name.decode().removeprefix(group_name(topic, ""))
-            if new and not topic.startswith(INTERNAL_PREFIX) and f"{agent}:{topic}" not in registered:
-                findings.append(_unread(keys.stream(topic), name.decode(), new))
     return findings
 
 
@@ -200,13 +194,4 @@ def _trimming(topic: str, length: int) -> Finding:
         status="warning",
         message=f"the stream of {topic!r} has {length:,} entries, where OmniDaemon's publishers begin to trim",
         advice="move its publishers over, or have its agents catch up: what they trim is lost unread",
-    )
-
-
-def _unread(stream: str, group: str, count: int) -> Finding:
-    return Finding(
-        check="unread group",
-        status="warning",
-        message=f"{group!r} belongs to no registered agent and holds back {count:,} entries of {stream!r}",
-        advice=f"start its agent again, or XGROUP DESTROY {stream} {group}",
     )

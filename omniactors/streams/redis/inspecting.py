@@ -163,8 +163,15 @@ def _task_of(letter: DeadLetter) -> str:
 
 
 def _group_info(topic: str, row: list[Any]) -> GroupInfo:
-    name, new, due, held, delayed, dead = row
-    return GroupInfo(agent=_agent_of(topic, name), waiting=new + due, pending=held, delayed=delayed, dead=dead)
+    name, new, due, held, delayed, dead, served = row
+    return GroupInfo(
+        agent=_agent_of(topic, name),
+        waiting=new + due,
+        pending=held,
+        delayed=delayed,
+        dead=dead,
+        served_at=int(served) / 1000 if served else None,
+    )
 
 
 def _agent_of(topic: str, group: bytes) -> str:

@@ -129,6 +129,19 @@ class SqliteBackend:
         """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
         await self._writer.call(Write(lambda connection, scene: operations.announce(connection, gateway, scene)))
 
+    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+        """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
+        groups, gave_up = tuple(groups), dict(gave_up)
+        await self._writer.call(Write(lambda connection, scene: operations.report(connection, groups, gave_up, scene)))
+
+    async def restart(self, agent: str) -> int:
+        """Have every consumer in which this agent gave up try it again at once."""
+        return await self._writer.call(Write(lambda connection, _: operations.restart(connection, agent)))
+
+    async def restarts(self) -> frozenset[str]:
+        """The agents of this consumer that are wanted again."""
+        return await self._writer.call(Read(operations.read_restarts))
+
     async def runtimes(self) -> list[RuntimeRecord]:
         """The runtimes that are alive now, oldest first."""
         return await self._writer.call(Runtimes())
@@ -234,6 +247,22 @@ class SqliteBackend:
     async def list_agents(self) -> list[AgentRecord]:
         """The registered agents, by topic and name."""
         return await self._writer.call(Read(lambda connection, _: operations.read_agents(connection)))
+
+    async def delete_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Forget groups, and remove the entries that only they needed, some at a time."""
+        groups = tuple(groups)
+        while await self._writer.call(Write(lambda connection, _: operations.trim_without(connection, groups))):
+            pass
+        await self._writer.call(Write(lambda connection, _: operations.delete_groups(connection, groups)))
+
+    async def delete_stream(self, topic: str) -> int:
+        """Remove all entries and delayed publications of a topic without groups, some at a time."""
+        removed = 0
+        while count := await self._writer.call(
+            Write(lambda connection, _: operations.delete_entries(connection, topic))
+        ):
+            removed += count
+        return removed
 
     async def close(self) -> None:
         """Finish what was accepted and close the file; the next call opens it again."""

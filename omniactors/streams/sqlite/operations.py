@@ -15,7 +15,7 @@ from omniactors.streams.sqlite.program import Stage, clean, to_json
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from omniactors.streams.sqlite.work import Scene
 
@@ -35,9 +35,12 @@ SELECT grp.topic, grp.agent,
         + count(pending.entry) FILTER (WHERE pending.consumer IS NULL AND pending.due <= :now),
     count(pending.entry) FILTER (WHERE pending.consumer IS NOT NULL),
     count(pending.entry) FILTER (WHERE pending.consumer IS NULL AND pending.due > :now),
-    (SELECT count(*) FROM dead WHERE dead.topic = grp.topic AND dead.agent = grp.agent)
+    (SELECT count(*) FROM dead WHERE dead.topic = grp.topic AND dead.agent = grp.agent),
+    grp.served
 FROM grp LEFT JOIN pending ON pending.grp = grp.id GROUP BY grp.id ORDER BY grp.topic, grp.agent
 """
+
+_GROUP_COLUMNS: Final = ("agent", "waiting", "pending", "delayed", "dead", "served_at")
 
 _LENGTHS: Final = """
 SELECT names.topic, ifnull((SELECT length FROM stream WHERE stream.topic = names.topic), 0),
@@ -45,6 +48,18 @@ SELECT names.topic, ifnull((SELECT length FROM stream WHERE stream.topic = names
 FROM (SELECT topic FROM grp UNION SELECT topic FROM stream WHERE length > 0 UNION SELECT DISTINCT topic FROM dead)
     AS names
 ORDER BY names.topic
+"""
+
+_NEEDLESS: Final = """
+WITH gone AS (SELECT grp.id, grp.topic FROM json_each(:groups) CROSS JOIN grp
+              ON grp.topic = json_extract(value, '$[0]') AND grp.agent = json_extract(value, '$[1]')),
+    low AS (SELECT topic, min(cursor) AS cursor FROM grp
+            WHERE topic IN (SELECT topic FROM gone) AND id NOT IN (SELECT id FROM gone) GROUP BY topic)
+SELECT entry.id, entry.topic FROM low CROSS JOIN entry INDEXED BY entry_topic
+ON entry.topic = low.topic AND entry.only IS NULL AND entry.id <= low.cursor
+WHERE NOT EXISTS (SELECT 1 FROM pending INDEXED BY pending_entry
+                  WHERE pending.entry = entry.id AND grp NOT IN (SELECT id FROM gone))
+LIMIT :chunk
 """
 
 _RESULTS: Final = """
@@ -57,6 +72,7 @@ SELECT CAST(json_group_array(json_array(task_id, record)) AS BLOB) FROM (
 _results = msgspec.json.Decoder(list[tuple[str, str]])
 _record = msgspec.json.Decoder(ResultRecord)
 _agent = msgspec.json.Decoder(AgentRecord)
+_serves = msgspec.json.Decoder(tuple[tuple[str, str], ...])
 
 
 def create_groups(connection: sqlite3.Connection, groups: Sequence[tuple[str, str]]) -> None:
@@ -87,8 +103,8 @@ def read_streams(connection: sqlite3.Connection, scene: Scene) -> list[StreamInf
     finally:
         connection.execute("COMMIT")
     groups: dict[str, list[GroupInfo]] = {topic: [] for topic, *_ in lengths}
-    for topic, agent, waiting, pending, delayed, dead in rows:
-        groups[topic].append(GroupInfo(agent=agent, waiting=waiting, pending=pending, delayed=delayed, dead=dead))
+    for topic, *numbers in rows:
+        groups[topic].append(GroupInfo(**dict(zip(_GROUP_COLUMNS, numbers, strict=True))))
     return [
         StreamInfo(topic=topic, length=length - scheduled, groups=groups[topic], scheduled=scheduled)
         for topic, length, scheduled in lengths
@@ -109,6 +125,56 @@ def read_agents(connection: sqlite3.Connection) -> list[AgentRecord]:
     """The registered agents, by topic and name."""
     rows = connection.execute("SELECT record FROM agent ORDER BY topic, name").fetchall()
     return [_agent.decode(record) for (record,) in rows]
+
+
+def trim_without(connection: sqlite3.Connection, groups: Sequence[tuple[str, str]]) -> int:
+    """Remove some entries that nobody would need if these groups were gone; how many there were.
+
+    Those of a topic that would be left without any group are not looked at.
+    """
+    given = {"groups": to_json([(clean(topic), clean(agent)) for topic, agent in groups]), "chunk": _CHUNK}
+    rows = connection.execute(_NEEDLESS, given).fetchall()
+    connection.execute("DELETE FROM pending WHERE entry IN (SELECT value FROM json_each(?))", (_ids(rows),))
+    connection.execute("DELETE FROM entry WHERE id IN (SELECT value FROM json_each(?))", (_ids(rows),))
+    for topic in {topic for _, topic in rows}:
+        count = sum(1 for _, its_topic in rows if its_topic == topic)
+        connection.execute("UPDATE stream SET length = length - ? WHERE topic = ?", (count, topic))
+    return len(rows)
+
+
+def _ids(rows: Sequence[tuple[int, str]]) -> str:
+    return to_json([number for number, _ in rows])
+
+
+def delete_groups(connection: sqlite3.Connection, groups: Sequence[tuple[str, str]]) -> None:
+    """Forget groups, what they have in hand, and their registrations; the pause of an agent without any group left."""
+    for topic, agent in groups:
+        key = (clean(topic), clean(agent))
+        row = connection.execute("SELECT id FROM grp WHERE topic = ? AND agent = ?", key).fetchone()
+        if row is not None:
+            lost = connection.execute("DELETE FROM entry WHERE topic = ? AND only = ?", (key[0], row[0])).rowcount
+            connection.execute("UPDATE stream SET length = length - ? WHERE topic = ?", (lost, key[0]))
+            connection.execute("DELETE FROM pending WHERE grp = ?", row)
+            connection.execute("DELETE FROM withdrawn WHERE grp = ?", row)
+            connection.execute("DELETE FROM grp WHERE id = ?", row)
+        connection.execute("DELETE FROM agent WHERE topic = ? AND name = ?", key)
+    connection.execute(
+        "DELETE FROM paused WHERE agent IN (SELECT value FROM json_each(?)) AND agent NOT IN (SELECT agent FROM grp)",
+        (to_json([clean(agent) for _, agent in groups]),),
+    )
+
+
+def delete_entries(connection: sqlite3.Connection, topic: str) -> int:
+    """Remove some entries and delayed publications of a topic without groups; how many there were."""
+    count = 0
+    for table in ("entry", "scheduled"):
+        count += connection.execute(
+            f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE topic = :topic LIMIT :chunk) "  # noqa: S608 -- one of two names
+            "AND NOT EXISTS (SELECT 1 FROM grp WHERE topic = :topic)",
+            {"topic": clean(topic), "chunk": _CHUNK},
+        ).rowcount
+    connection.execute("UPDATE stream SET length = length - ? WHERE topic = ?", (count, clean(topic)))
+    return count
 
 
 # -- pauses, counters, settings ----------------------------------------------------------------
@@ -168,7 +234,7 @@ def add_consumer(connection: sqlite3.Connection, consumer: str, scene: Scene) ->
     )
 
 
-def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: int) -> None:
+def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: int, now: float) -> None:
     """Free what a consumer holds, counting `crashes` more for each entry, and strike it from the list."""
     connection.execute(
         "UPDATE grp SET owned = owned - held.entries FROM "
@@ -182,6 +248,7 @@ def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: i
         (Stage.HANDED_OVER, crashes, consumer),
     )
     connection.execute("DELETE FROM withdrawn WHERE consumer = ?", (consumer,))
+    _note_served(connection, consumer, now)
     connection.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
 
 
@@ -192,12 +259,61 @@ def announce(connection: sqlite3.Connection, gateway: str | None, scene: Scene) 
     connection.execute("UPDATE consumer SET gateway = ? WHERE id = ?", (gateway, scene.consumer))
 
 
+def report(
+    connection: sqlite3.Connection, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str], scene: Scene
+) -> None:
+    """Record what we serve, and which of our agents gave up; raises BackendError when we are no consumer."""
+    if scene.consumer is None:
+        raise BackendError("report is only possible while serve() runs")
+    serves = to_json([(clean(topic), clean(agent)) for topic, agent in groups])
+    down = to_json({clean(agent): clean(reason) for agent, reason in gave_up.items()})
+    connection.execute(
+        "UPDATE consumer SET serves = ?, gave_up = ?, wanted = '[]' WHERE id = ?", (serves, down, scene.consumer)
+    )
+    _note_served(connection, scene.consumer, scene.now)
+
+
+def _note_served(connection: sqlite3.Connection, consumer: str, now: float) -> None:
+    connection.execute(
+        "UPDATE grp SET served = ? WHERE (topic, agent) IN (SELECT json_extract(value, '$[0]'), "
+        "json_extract(value, '$[1]') FROM consumer CROSS JOIN json_each(consumer.serves) WHERE consumer.id = ?)",
+        (now, consumer),
+    )
+
+
+def restart(connection: sqlite3.Connection, agent: str) -> int:
+    """Have the consumers in which this agent gave up try it again; how many there are, dead ones included."""
+    return connection.execute(
+        "UPDATE consumer SET wanted = json_insert(wanted, '$[#]', :agent) "
+        "WHERE EXISTS (SELECT 1 FROM json_each(gave_up) WHERE key = :agent)",
+        {"agent": clean(agent)},
+    ).rowcount
+
+
+def read_restarts(connection: sqlite3.Connection, scene: Scene) -> frozenset[str]:
+    """The agents of ours that somebody wants to be tried again."""
+    rows = connection.execute(
+        "SELECT value FROM consumer CROSS JOIN json_each(wanted) WHERE consumer.id = ?", (scene.consumer,)
+    )
+    return frozenset(agent for (agent,) in rows.fetchall())
+
+
 def read_consumers(connection: sqlite3.Connection) -> list[RuntimeRecord]:
     """All consumers that are entered, also those that died without a word, oldest first."""
-    rows = connection.execute("SELECT id, pid, host, started_at, gateway FROM consumer ORDER BY started_at, id")
+    rows = connection.execute(
+        "SELECT id, pid, host, started_at, gateway, serves, gave_up FROM consumer ORDER BY started_at, id"
+    )
     return [
-        RuntimeRecord(consumer=consumer, pid=pid, host=host, started_at=started_at, gateway=gateway)
-        for consumer, pid, host, started_at, gateway in rows.fetchall()
+        RuntimeRecord(
+            consumer=consumer,
+            pid=pid,
+            host=host,
+            started_at=started_at,
+            gateway=gateway,
+            groups=None if serves is None else _serves.decode(serves),
+            gave_up=msgspec.json.decode(gave_up),
+        )
+        for consumer, pid, host, started_at, gateway, serves, gave_up in rows.fetchall()
     ]
 
 

@@ -175,7 +175,7 @@ class Store:
                 self._database.locked(min(_EXIT_WAIT, self._settings.lock_wait)) as connection,
                 transaction(connection),
             ):
-                operations.remove_consumer(connection, consumer, crashes=0)
+                operations.remove_consumer(connection, consumer, crashes=0, now=self._scene().now)
         except Exception as error:  # noqa: BLE001 -- as in `write`
             _log.warning(
                 "consumer %s left its work for others to take over: %s", consumer, translate(error, self._path)
@@ -254,7 +254,7 @@ class Store:
     def _bury(self, dead: Iterable[str], topics: Iterable[str], scene: Scene) -> None:
         with self._database.locked() as connection, transaction(connection):
             for consumer in dead:
-                operations.remove_consumer(connection, consumer, crashes=1)
+                operations.remove_consumer(connection, consumer, crashes=1, now=scene.now)
             scheduling.promote(connection, topics, scene.now)
             operations.remove_expired(connection, scene)
 

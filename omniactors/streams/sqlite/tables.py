@@ -141,7 +141,16 @@ keys (`pending.lane`), what has been fetched and not claimed yet or was handed o
 consumers have in hand (`grp.owned`), counters, pauses and settings. `stream.length` counts the
 entries of a topic and what is scheduled for it."""
 
-STEPS: Final = (_FIRST, _SECOND)
+_THIRD: Final = """
+ALTER TABLE consumer ADD COLUMN serves TEXT;
+ALTER TABLE consumer ADD COLUMN gave_up TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE consumer ADD COLUMN wanted TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE grp ADD COLUMN served REAL;
+"""
+"""What each consumer serves (pairs of topic and agent, as JSON), which of its agents gave up and why, which of those
+somebody wants to be tried again (`wanted`), and when a group was last known to be served."""
+
+STEPS: Final = (_FIRST, _SECOND, _THIRD)
 """The n-th leads from version n - 1 to version n."""
 
 SCHEMA_VERSION: Final = len(STEPS)

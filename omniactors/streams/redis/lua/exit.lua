@@ -2,6 +2,7 @@
 local consumer, is_said_by_other = unpack(arguments)
 if is_said_by_other == 1 and call('EXISTS', lease_of(consumer)) == 1 then return 0 end
 open_for_writing()
+note_served(call('HGET', P .. 'omni-consumers', consumer))
 call('HDEL', P .. 'omni-consumers', consumer)
-call('DEL', lease_of(consumer))
+call('DEL', lease_of(consumer), wanted_of(consumer))
 return 1

@@ -1,5 +1,5 @@
 -- The numbers of one stream. {topic, agents known to have groups}
--- Answers {length, scheduled, groups}, a group is {name, new, due, held, delayed, dead letters}.
+-- Answers {length, scheduled, groups}, a group is {name, new, due, held, delayed, dead letters, served at or ''}.
 local topic = arguments[1]
 local key, time, groups = stream_of(topic), now(), {}
 
@@ -31,6 +31,7 @@ for i, group in ipairs(infos) do
     groups[i] = {
         name, new_of(group, pending, #infos == 1), call('ZCOUNT', waiting_of(name), '-inf', time), held,
         call('ZCOUNT', waiting_of(name), '(' .. time, '+inf'), call('XLEN', P .. 'omni-dlq:' .. name),
+        call('HGET', P .. 'omni-served', name) or '',
     }
 end
 local length = try('XLEN', key)

@@ -25,6 +25,7 @@ local function inbox_of(group, consumer) return P .. 'omni-inbox:' .. consumer .
 local function later_of(topic) return P .. 'omni-later:' .. topic end
 local function hold_of(group) return P .. 'omni-hold:' .. group end
 local function lease_of(consumer) return P .. 'omni-lease:' .. consumer end
+local function wanted_of(consumer) return P .. 'omni-wanted:' .. consumer end
 
 -- Wake whoever waits for something in this topic that is no new entry of its stream.
 local function ring(topic) call('XADD', CONTROL, 'MAXLEN', '~', 1000, '*', 't', topic) end
@@ -267,6 +268,16 @@ local function give_back(group, ids, consumer)
     if #ids > 0 then
         call('SREM', P .. 'omni-clipped', group)
         ring(topic_of(group))
+    end
+end
+
+-- A consumer with this record begins, or ends, to serve its groups.
+local function note_served(record_)
+    local groups = record_ and cjson.decode(record_)['groups']
+    if type(groups) ~= 'table' then return end
+    local time = now()
+    for _, pair in ipairs(groups) do
+        call('HSET', P .. 'omni-served', group_of(pair[1], pair[2]), string.format('%.0f', time))
     end
 end
 

@@ -1,0 +1,12 @@
+-- Have the consumers in which an agent gave up try it again. {agent}; answers how many there are.
+local agent, count = arguments[1], 0
+local values = call('HGETALL', P .. 'omni-consumers')
+for i = 1, #values, 2 do
+    local consumer, record_ = values[i], cjson.decode(values[i + 1])
+    if (record_['gave_up'] or {})[agent] and call('EXISTS', lease_of(consumer)) == 1 then
+        call('SADD', wanted_of(consumer), agent)
+        call('PEXPIRE', wanted_of(consumer), 3600000)
+        count = count + 1
+    end
+end
+return count
