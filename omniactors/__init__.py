@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from omniactors.events.context import run_context
     from omniactors.events.event import Event
     from omniactors.events.subscription import Subscription
+    from omniactors.operations.health import Health
     from omniactors.settings import Settings
     from omniactors.streams.backend import AgentRecord, DeadLetter, Finding, GroupInfo, RuntimeRecord, StreamInfo
     from omniactors.streams.envelope import EventEnvelope, PayloadBase
@@ -149,6 +150,7 @@ __all__ = [
     "GaveUp",
     "GroupInfo",
     "HandlerTimeout",
+    "Health",
     "Ignore",
     "Intensity",
     "Mailbox",
@@ -242,6 +244,7 @@ _NAMES_BY_HOME = {
     "omniactors.events.event": "Event",
     "omniactors.events.subscription": "Subscription",
     "omniactors.settings": "Settings",
+    "omniactors.operations.health": "Health",
     "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo",
     "omniactors.streams.envelope": "EventEnvelope PayloadBase",
     "omniactors.streams.redis.client": "TrioRedis",

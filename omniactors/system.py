@@ -24,7 +24,7 @@ from omniactors.events.bus import EventBus
 from omniactors.gateway.server import serve
 from omniactors.operations.agents import AgentOperations
 from omniactors.operations.config import ConfigOperations
-from omniactors.operations.health import examine, read_metrics
+from omniactors.operations.health import Health, examine, read_health, read_metrics
 from omniactors.operations.results import ResultOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
@@ -216,6 +216,10 @@ class OmniActors:
     async def doctor(self) -> list[Finding]:
         """Check the store, its streams and agents: what was found, and what to change. Never raises BackendError."""
         return await examine(self._backend, stream_limit=self.settings.stream_limit)
+
+    async def health(self) -> Health:
+        """How all processes on this store do: which agents run, gave up, are paused. Never raises BackendError."""
+        return await read_health(self._backend)
 
     # -- life -----------------------------------------------------------------------------------
 

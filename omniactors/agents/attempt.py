@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -17,6 +16,7 @@ from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
 from omniactors.errors import EnvelopeError
 from omniactors.events.context import enter_run, leave_run
 from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
+from omniactors.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -170,7 +170,7 @@ def error_info(error: BaseException) -> ErrorInfo:
     """An exception as data that can be written as JSON, whatever its texts hold."""
     try:
         message = str(error) or type(error).__name__
-        trace = "".join(traceback.format_exception(error))
+        trace = user_traceback(error)
     except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
         message, trace = f"its message cannot be read: {type(broken).__name__}", ""
     return ErrorInfo(

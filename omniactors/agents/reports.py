@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from omniactors.actors.inspection import ChildInfo
+from omniactors.actors.notices import ChildStarted
 from omniactors.events.event import Draft, Event
 
 if TYPE_CHECKING:
@@ -120,9 +121,12 @@ def report_notice(bus: EventBus, notice: Notice, agents: Mapping[str, str]) -> N
     parent, _, member = notice.path.rpartition("/")
     agent, instance = (agents[notice.path], "") if notice.path in agents else (agents.get(parent), member)
     if agent is not None:
-        told = _AGENT_EVENTS.get(kind)
-        # One event for the agent, not one for each of its instances, unless an instance crashed.
-        if told is not None and (not instance or kind in ("child_exited", "child_restart_scheduled")):
+        # One event for the agent, not one for each of its instances, unless an instance crashed or is back.
+        if isinstance(notice, ChildStarted) and instance:
+            told = "agent.restarted" if notice.incarnation > 1 else None
+        else:
+            told = _AGENT_EVENTS.get(kind) if not instance or kind == "child_exited" else None
+        if told is not None:
             bus.publish(Event(event_type=told, data={"agent": agent, "instance": instance, **data}))
 
 
@@ -130,7 +134,6 @@ _AGENT_EVENTS = {
     "child_started": "agent.started",
     "child_stopped": "agent.stopped",
     "child_exited": "agent.crashed",
-    "child_restart_scheduled": "agent.restarted",
     "supervisor_gave_up": "agent.gave_up",
 }
 

@@ -13,10 +13,10 @@ import trio
 from omniactors.actors.actor import Actor
 from omniactors.agents.agenda import Agenda
 from omniactors.agents.attempt import error_info
-from omniactors.agents.settler import Job
+from omniactors.agents.settler import Job, severity
 from omniactors.agents.subscription import readable
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BackendUnusable, EntryError
+from omniactors.errors import BackendError, EntryError
 from omniactors.events.event import Event
 from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, dead_letter
 
@@ -76,8 +76,6 @@ class Router(Actor[Any]):
         """One fetch, and the delivery of what it took."""
         try:
             fetched = await self._services.backend.fetch(item)
-        except BackendUnusable:
-            raise
         except BackendError as error:
             await self._wait_out(error)
             self._demand.changed_everywhere()
@@ -122,8 +120,6 @@ class Router(Actor[Any]):
             while True:
                 try:
                     return await self._services.backend.claim(keys)
-                except BackendUnusable:
-                    raise
                 except BackendError as error:
                     await self._wait_out(error)
         except BaseException:
@@ -212,11 +208,9 @@ class Router(Actor[Any]):
             await trio.sleep_forever()
         try:
             changed = await self._services.backend.wait(positions)
-        except BackendUnusable:
-            raise
         except BackendError as error:
             if self._watch_failures == 0:
-                logger.warning("the store cannot be watched: %s", error)
+                logger.log(severity(error), "the store cannot be watched: %s", error)
             self._watch_failures += 1
             await trio.sleep(_pause(self._watch_failures))
             return frozenset(positions)
@@ -225,8 +219,10 @@ class Router(Actor[Any]):
 
     async def _wait_out(self, error: BackendError) -> None:
         self._failures += 1
+        level = severity(error)
+        if self._failures == 1 or level == logging.ERROR:
+            logger.log(level, "the store fails, fetching waits: %s", error)
         if self._failures == 1:
-            logger.warning("the store fails, fetching waits: %s", error)
             self._services.bus.publish(Event(event_type="backend.disconnected", data={"error": str(error)}))
         await trio.sleep(_pause(self._failures))
 

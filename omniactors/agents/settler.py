@@ -45,6 +45,11 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 """Between two tries of a write that the store refused for now."""
 
 
+def severity(error: BackendError) -> int:
+    """How loud the log says that the store fails: nobody but a person puts right what makes it unusable."""
+    return logging.ERROR if isinstance(error, BackendUnusable) else logging.WARNING
+
+
 class Job(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One settlement, the lane whose room it frees, and its event (None when it could not be read).
 
@@ -148,10 +153,8 @@ class Settler:
         while True:
             try:
                 return await write(), is_sure
-            except BackendUnusable:
-                raise
             except BackendError as error:
                 attempt += 1
                 is_sure = is_sure and error.outcome_known
-                logger.warning("settlements wait, the store refuses them: %s", error)
+                logger.log(severity(error), "settlements wait, the store refuses them: %s", error)
                 await trio.sleep(RETRY.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret

@@ -41,6 +41,7 @@ _STYLES = {
     "crashed": "red",
     "dead_lettered": "bold red",
     "gave_up": "bold red",
+    "down": "bold red",
     "gap": "bold yellow",
 }
 

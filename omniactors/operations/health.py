@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+import time
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import msgspec
 
 from omniactors.errors import BackendError
-from omniactors.streams.backend import Finding
+from omniactors.streams.backend import Finding, RuntimeRecord
 from omniactors.streams.envelope import INTERNAL_PREFIX
 
 if TYPE_CHECKING:
-    from omniactors.streams.backend import Backend, StreamInfo
+    from omniactors.streams.backend import Backend, GroupInfo, StreamInfo
 
 NEARLY_FULL = 0.8
 """The share of its limit from which on a stream is worth a warning."""
+
+
+UNSERVED_AFTER = 3600.0
+"""Seconds after which an agent that nobody runs is named although nothing waits for it: what is published will."""
 
 
 class AgentCounts(TypedDict):
@@ -49,16 +56,116 @@ async def read_metrics(backend: Backend) -> dict[str, dict[str, AgentCounts]]:
     return counts
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How all processes on one store do together.
+
+    `status` is "ok"; "failing" while an agent has given up somewhere; "idle" when no process runs any
+    agent; "unreachable" when the store cannot be used, and `problem` says why. `agents` are those that
+    run somewhere or gave up there, `gave_up` has the latter with the reason, `paused` those that are paused.
+    """
+
+    status: Literal["ok", "failing", "idle", "unreachable"]
+    store: str
+    runtimes: tuple[RuntimeRecord, ...] = ()
+    agents: tuple[str, ...] = ()
+    gave_up: dict[str, str] = {}
+    paused: tuple[str, ...] = ()
+    problem: str = ""
+
+
+async def read_health(backend: Backend) -> Health:
+    """How all processes do. Never raises BackendError."""
+    try:
+        runtimes, paused = await backend.runtimes(), await backend.paused()
+    except BackendError as error:
+        return Health(status="unreachable", store=backend.location, problem=str(error))
+    gave_up = {agent: reason for runtime in runtimes for agent, reason in runtime.gave_up.items()}
+    served = {
+        agent for runtime in runtimes for topic, agent in runtime.groups or () if not topic.startswith(INTERNAL_PREFIX)
+    }
+    return Health(
+        status="failing" if gave_up else "ok" if runtimes else "idle",
+        store=backend.location,
+        runtimes=tuple(runtimes),
+        agents=tuple(sorted(served | gave_up.keys())),
+        gave_up=gave_up,
+        paused=tuple(sorted(paused)),
+    )
+
+
 async def examine(backend: Backend, *, stream_limit: int) -> list[Finding]:
     """What the store finds about itself, and what its streams and agents show. Never raises BackendError."""
     findings = await backend.diagnose()
     if findings and findings[0].status == "error":
         return findings
     try:
-        paused, streams = await backend.paused(), await backend.streams()
+        paused, streams, runtimes = await backend.paused(), await backend.streams(), await backend.runtimes()
     except BackendError as error:
         return [*findings, Finding(check="streams", status="error", message=str(error))]
-    return [*findings, _about_pauses(paused), _about_room(streams, stream_limit), _about_dead_letters(streams)]
+    return [
+        *findings,
+        _about_outages(runtimes),
+        _about_pauses(paused),
+        _about_readers(streams, runtimes, time.time()),
+        _about_room(streams, stream_limit),
+        _about_dead_letters(streams),
+    ]
+
+
+def _about_outages(runtimes: list[RuntimeRecord]) -> Finding:
+    found = [
+        f"{agent} in process {runtime.pid} on {runtime.host} ({reason})"
+        for runtime in runtimes
+        for agent, reason in runtime.gave_up.items()
+    ]
+    if not found:
+        return Finding(check="agents that gave up", status="ok", message="no agent has given up")
+    return Finding(
+        check="agents that gave up",
+        status="error",
+        message="; ".join(found),
+        advice="put right what it says; it is tried again each minute, at once with: omniactors agent restart NAME",
+    )
+
+
+def _about_readers(streams: list[StreamInfo], runtimes: list[RuntimeRecord], now: float) -> Finding:
+    """Groups that no live process serves, and that keep entries or were left long ago; topics without any group."""
+    served = {group for runtime in runtimes for group in runtime.groups or ()}
+    is_known = all(runtime.groups is not None for runtime in runtimes)
+    found = []
+    for stream in streams:
+        if stream.topic.startswith(INTERNAL_PREFIX):
+            continue
+        if not stream.groups and stream.length + stream.scheduled:
+            found.append(f"nobody reads {stream.topic}, which holds {stream.length + stream.scheduled:,} events")
+        for group in stream.groups:
+            if is_known and (stream.topic, group.agent) not in served and _is_left(group, now):
+                kept = group.waiting + group.pending + group.delayed
+                found.append(f"{group.agent} on {stream.topic} ({_since(group.served_at, now)}, {kept:,} events wait)")
+    if not found:
+        return Finding(check="unserved agents", status="ok", message="no agent that nobody runs holds events back")
+    return Finding(
+        check="unserved agents",
+        status="warning",
+        message=f"no live process serves {'; '.join(found)}",
+        advice="start it again; if it was renamed or removed: omniactors agent delete NAME, agent delete-topic TOPIC",
+    )
+
+
+def _is_left(group: GroupInfo, now: float) -> bool:
+    has_work = bool(group.waiting + group.pending + group.delayed)
+    return has_work or group.served_at is None or now - group.served_at >= UNSERVED_AFTER
+
+
+def _since(served_at: float | None, now: float) -> str:
+    if served_at is None:
+        return "never served"
+    seconds = max(now - served_at, 0.0)
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"not for {count:,} {unit}" + ("s" if count > 1 else "")
+    return f"not for {seconds:.0f} seconds"
 
 
 def _about_pauses(paused: frozenset[str]) -> Finding:

@@ -236,7 +236,7 @@ function summary(data) {
 
 function tone(type) {
   const last = type.slice(type.lastIndexOf(".") + 1);
-  if (["failed", "crashed", "gave_up", "dead_lettered", "disconnected"].includes(last)) return "bad";
+  if (["failed", "crashed", "gave_up", "down", "dead_lettered", "disconnected"].includes(last)) return "bad";
   if (["retried", "restarted", "duplicate", "late_completion", "full", "paused", "gap"].includes(last)) return "warn";
   if (["completed", "recovered", "delivered", "resumed"].includes(last)) return "good";
   return "";
