@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 PUBLIC_PATHS = frozenset({"/", "/static/page.css", "/static/page.js", "/static/icon.svg", "/healthz"})
 """The page holds no secrets: it is public, so that it can ask for the token."""
+ANY_HOST_PATHS = frozenset({"/healthz"})
+"""Health checkers bring an address, a name of their own, or no Host at all, and learn nothing but that we live."""
 WEBSOCKET_PATH = "/ws"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.~-]+)?)\]|([^\s\[\]:/@,?#\\]+))(?::\d*)?")
 
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a request: method, path, the query without its "?", and the headers in lower case."""
+    """The head of a request: method, path, the query without its "?", and the headers with names in lower case.
+
+    `path` is decoded, `raw_path` as it was sent; `version` is that of HTTP.
+    """
 
     method: str
     path: str
     query: str
     headers: tuple[tuple[str, str], ...]
+    raw_path: bytes = b""
+    version: str = "1.1"
 
     def header(self, name: str) -> str | None:
         """The value of a header, several joined by commas, None when there is none."""
@@ -37,10 +45,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not answered, with its HTTP status."""
+    """Why a request is not answered, with its HTTP status and the headers that belong to it."""
 
-    status: Literal[400, 401, 403, 405, 413, 503]
+    status: int
     why: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,9 @@ class Policy:
 
     def judge(self, head: Head) -> Refusal | None:
         """The reason not to answer, or None. At `/ws` a token may also come later, with `hello`."""
-        host = head.header("host")
-        if not self._knows_host(host):
-            return Refusal(403, f"this gateway does not answer to the name {host!r}")
+        refusal = self._judge_host(head)
+        if refusal is not None:
+            return refusal
         if (head.path == WEBSOCKET_PATH or head.method not in SAFE_METHODS) and not self._knows_origin(head):
             return Refusal(403, "pages of other origins may not use this gateway")
         if self.token is None or head.path in PUBLIC_PATHS:
@@ -65,19 +74,30 @@ class Policy:
         if offered is None and head.path == WEBSOCKET_PATH:
             return None
         if not self.accepts_token(offered):
-            return Refusal(401, "a valid token is needed: as 'Authorization: Bearer TOKEN' or as ?token=TOKEN")
+            why = "a valid token is needed: as 'Authorization: Bearer TOKEN' or as ?token=TOKEN"
+            return Refusal(401, why, (("www-authenticate", "Bearer"),))
         return None
 
     def accepts_token(self, offered: str | None) -> bool:
         """Whether this is the token, in a time that tells nothing about it; always when there is none."""
         if self.token is None:
             return True
-        return hmac.compare_digest((offered or "").encode(), self.token.encode())
+        # JSON can spell half a character, which is no part of any token.
+        return hmac.compare_digest((offered or "").encode(errors="surrogatepass"), self.token.encode())
 
-    def _knows_host(self, authority: str | None) -> bool:
-        name = _host_name(authority)
+    def _judge_host(self, head: Head) -> Refusal | None:
+        if head.path in ANY_HOST_PATHS:
+            return None
+        host = head.header("host")
+        name = _host_name(host)
         if name is None:
-            return False
+            return Refusal(400, f"the Host header must name a host, and is {host!r}")
+        if not self._knows_host(name):
+            how = "a name of its own is allowed with OMNIACTORS_ALLOWED_HOSTS or --allowed-host"
+            return Refusal(403, f"this gateway does not answer to the name {name!r}; {how}")
+        return None
+
+    def _knows_host(self, name: str) -> bool:
         if is_loopback(name) or name in {_bare(self.host), *map(_bare, self.allowed_hosts)}:
             return True
         # Rebinding needs a name. Bound beyond loopback we may be reached at any of our addresses.
@@ -134,10 +154,9 @@ def _bare(host: str) -> str:
 
 def _host_name(authority: str | None) -> str | None:
     """The name in a Host header, without its port; None for one that makes no sense."""
-    if not authority or "@" in authority or "/" in authority or "," in authority:
-        return None
-    try:
-        name = urlsplit(f"//{authority}").hostname
-    except ValueError:
-        return None
-    return _bare(name) if name else None
+    if match := _AUTHORITY.fullmatch(authority or ""):
+        return _bare(match[1] or match[2]) or None
+    # trio-websocket's client writes IPv6 addresses without brackets. No browser does, and no name has colons.
+    address, _, port = (authority or "").rpartition(":")
+    ports = (address,) if port.isdecimal() else ()
+    return next((_bare(text) for text in (*ports, authority or "") if ":" in text and _is_address(text)), None)

@@ -62,9 +62,7 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send_guarded)
             return
-        response = JSONResponse({"error": refusal.why}, status_code=refusal.status)
-        if refusal.status == 401:  # noqa: PLR2004 -- an HTTP status is its own name
-            response.headers["www-authenticate"] = "Bearer"
+        response = JSONResponse({"error": refusal.why}, status_code=refusal.status, headers=dict(refusal.headers))
         await response(scope, receive, send_guarded)
 
 
@@ -100,4 +98,5 @@ async def _healthz(_: Request) -> PlainTextResponse:
 
 def _head(scope: Scope) -> Head:
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-    return Head(scope["method"], scope["path"], scope["query_string"].decode("latin-1"), headers)
+    query = scope["query_string"].decode("latin-1")
+    return Head(scope["method"], scope["path"], query, headers, scope.get("raw_path") or b"", scope["http_version"])

@@ -11,13 +11,18 @@ class GatewayConfig:
     """Limits and deadlines (seconds, bytes); the defaults are for people and scripts on any network.
 
     `allowed_hosts` are further names under which the gateway may be reached, for a proxy before it.
-    Raises ValueError for a limit that is not positive.
+    `max_bodies` and `max_messages` bound what all connections together may have sent in part: bodies
+    of requests, messages of watchers. `max_patterns` and `max_text` bound what one watcher asks for, in
+    all its subscriptions together; `cache_bytes` what is kept of encoded events. No more than half of
+    the files that the process may open become connections. Raises ValueError for a limit that is not
+    positive.
     """
 
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 1024
     max_head: int = 16 * 1024
     max_body: int = 1024 * 1024
+    max_bodies: int = 64 * 1024 * 1024
     head_deadline: float = 10.0
     body_deadline: float = 30.0
     idle_deadline: float = 30.0
@@ -27,11 +32,15 @@ class GatewayConfig:
     ping_interval: float = 25.0
     pong_deadline: float = 10.0
     max_message: int = 64 * 1024
+    max_messages: int = 16 * 1024 * 1024
     max_subscriptions: int = 128
+    max_patterns: int = 1024
+    max_text: int = 64 * 1024
     max_queue: int = 65_536
     batch_events: int = 256
     batch_bytes: int = 64 * 1024
     batch_delay: float = 0.02
+    cache_bytes: int = 16 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could be served."""

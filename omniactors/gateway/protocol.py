@@ -15,7 +15,7 @@ from omniactors.events.event import GAP, Event
 from omniactors.events.queue import Overflow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 VERSION = 1
 JSON_SUBPROTOCOL = "omniactors.v1.json"
@@ -28,6 +28,12 @@ NO_HELLO = 4408
 
 MAX_EVENT = 512 * 1024
 """Bytes of one event. WebSocket clients commonly end the connection at a message of more than 1 MiB."""
+
+CACHED = 200
+"""Bytes that an event in the cache takes beside its text: small ones would be many."""
+
+LONGEST_SHOWN = 100
+"""Characters of a client's name in an error."""
 
 QUERY_SUBSCRIPTION = 0
 """The `s` of the subscription that the query of the URL makes."""
@@ -89,6 +95,14 @@ class ClientPong(ClientFrame, frozen=True, tag="pong"):
     """An answer to `ping`. Nothing depends on it: the pongs of the WebSocket itself count."""
 
 
+def price(frame: Sub) -> tuple[int, int]:
+    """What a subscription asks for: patterns and equalities, and characters in all. Each publish may look at them."""
+    where = frame.where or {}
+    patterns = [*(frame.types or ()), *(frame.topics or ())]
+    texts = [*patterns, *where, *where.values(), frame.run, frame.since, frame.s]
+    return len(patterns) + len(where), sum(len(str(text)) for text in texts if text is not None)
+
+
 FromClient = Hello | Sub | Unsub | ClientPing | ClientPong
 
 
@@ -130,6 +144,12 @@ def parse_query(query: str) -> Sub | None:
         raise FrameError(f"the query cannot be understood: {error}") from None
 
 
+def shown(name: Id) -> str:
+    """A client's name for something, as an answer may show it: not of any length."""
+    text = repr(name)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def choose_subprotocol(offered: Sequence[str]) -> str | None:
     """The subprotocol to speak, None when the client names none; raises FrameError when ours is not among them."""
     if not offered or JSON_SUBPROTOCOL in offered:
@@ -147,10 +167,15 @@ class ServerFrame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t"):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gateway takes: bytes of a message, subscriptions, events in a batch, events in a queue."""
+    """What the gateway takes: bytes of a message, subscriptions, events in a batch, events in a queue.
+
+    `patterns` (equalities count as such) and `text` (characters) are for all subscriptions of a connection together.
+    """
 
     message: int
     subscriptions: int
+    patterns: int
+    text: int
     batch: int
     queue: int
 
@@ -292,10 +317,11 @@ def _without_data(event: Event, why: str) -> bytes:
 
 
 class EventCache:
-    """Events as JSON, each written once however many watch; the newest `capacity` are kept."""
+    """Events as JSON, each written once however many watch; the newest are kept, at most `max_bytes` of them."""
 
-    def __init__(self, capacity: int = 4096) -> None:
-        self._capacity = capacity
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._size = 0
         # Not a plain dict: finding the first key of one that loses its first keys takes longer each time.
         self._written: OrderedDict[int, bytes] = OrderedDict()
 
@@ -303,13 +329,15 @@ class EventCache:
         """As `encode_event`, remembered by offset: for the events of one bus."""
         written = self._written.get(event.offset)
         if written is None:
-            if len(self._written) >= self._capacity:
-                self._written.popitem(last=False)
             written = self._written[event.offset] = encode_event(event)
+            self._size += len(written) + CACHED
+            while self._size > self._max_bytes:
+                _, oldest = self._written.popitem(last=False)
+                self._size -= len(oldest) + CACHED
         return written
 
 
-def batches(s: Id, events: Sequence[bytes], *, max_bytes: int) -> Iterator[str]:
+def batches(s: Id, events: Iterable[bytes], *, max_bytes: int) -> Iterator[str]:
     """`ev` frames with all the events in order, each at most `max_bytes` long unless one event alone is more."""
     part: list[bytes] = []
     size = 0

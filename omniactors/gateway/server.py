@@ -6,32 +6,50 @@ import errno
 import logging
 import re
 import socket
+import sys
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
-from trio_websocket import wrap_server_stream
+from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from omniactors.errors import GatewayError
-from omniactors.gateway import bridge, protocol
-from omniactors.gateway.access import WEBSOCKET_PATH, Head, Policy, Refusal, is_loopback, offered_token
+from omniactors.gateway import protocol
+from omniactors.gateway.access import SAFE_METHODS, WEBSOCKET_PATH, Head, Policy, Refusal, is_loopback, offered_token
 from omniactors.gateway.application import build_application
+from omniactors.gateway.bridge import Bridge
+from omniactors.gateway.budget import Budget
 from omniactors.gateway.config import GatewayAddress, GatewayConfig
+from omniactors.gateway.handover import HandedOverStream
 from omniactors.gateway.protocol import EventCache
-from omniactors.gateway.watcher import Watcher, left_quietly, subscribe
+from omniactors.gateway.watcher import Watcher, check_room, closing, left_quietly, subscribe
 from omniactors.gateway.wire import BadRequest, Wire
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.routing import BaseRoute
-    from starlette.types import ASGIApp
+    from trio_websocket import WebSocketConnection
 
     from omniactors.events.bus import EventBus
-    from omniactors.events.subscription import Subscription
-    from omniactors.gateway.protocol import Sub
 
 MAX_PORT = 65_535
 
+SPARE = 32
+"""Connections beyond the limit that are told so at the same time; further ones wait until there is room to."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds until the next try when the machine cannot take a connection, for want of files or memory."""
+
+COMPLAINTS = 5
+COMPLAINTS_PERIOD = 60.0
+"""Errors of ours that reach the log within a period of seconds: what a client can cause, it can cause often."""
+
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _WEBSOCKET_VERSION = "13"
 _WEBSOCKET_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
 
@@ -44,6 +62,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     token: str | None = None,
+    allowed_hosts: Sequence[str] = (),
     routes: Sequence[BaseRoute] = (),
     config: GatewayConfig | None = None,
     task_status: trio.TaskStatus[GatewayAddress] = trio.TASK_STATUS_IGNORED,
@@ -51,18 +70,21 @@ async def serve(
     """Serve the bus at `host`:`port` until cancelled; started with the address that is bound (port 0: a free one).
 
     `routes` are further Starlette routes; all but the page and `/healthz` need the `token`, if there
-    is one. When cancelled, watchers are told `bye`, and within `config.stop_deadline` everything is
-    closed. Raises GatewayError when the port is busy, or for an address beyond this machine without a token.
+    is one. `allowed_hosts` are names under which the gateway may be reached, beside those of
+    `config`. Whatever a connection causes ends nothing but itself. When cancelled, watchers are told
+    `bye`, and within `config.stop_deadline` everything is closed. Raises GatewayError when the port
+    is busy, or for an address beyond this machine without a token.
     """
     config = config or GatewayConfig()
     if not is_loopback(host) and not token:
         raise GatewayError(f"listening on {host!r}, which others can reach, needs a token")
     listeners = await _listen(host, port)
     address = _address(host, listeners[0])
-    policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=config.allowed_hosts)
-    gateway = _Gateway(bus, build_application(policy, routes), address, policy=policy, config=config)
+    names = (*config.allowed_hosts, *allowed_hosts)
+    policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=names)
+    gateway = _Gateway(bus, Bridge(build_application(policy, routes), policy, address), config)
     async with trio.open_nursery() as nursery:
-        await nursery.start(gateway.run, listeners)
+        nursery.start_soon(gateway.run, listeners)
         task_status.started(address)
         try:
             await trio.sleep_forever()
@@ -73,31 +95,47 @@ async def serve(
 class _Gateway:
     """The connections of one port."""
 
-    def __init__(
-        self, bus: EventBus, application: ASGIApp, address: GatewayAddress, *, policy: Policy, config: GatewayConfig
-    ) -> None:
+    def __init__(self, bus: EventBus, bridge: Bridge, config: GatewayConfig) -> None:
         self._bus = bus
-        self._application = application
-        self._address = address
-        self._policy = policy
+        self._bridge = bridge
+        self._policy = bridge.policy
         self._config = config
-        self._cache = EventCache()
+        self._cache = EventCache(max_bytes=config.cache_bytes)
+        self._bodies = Budget(config.max_bodies)
+        self._messages = Budget(config.max_messages)
+        self._limit = _connection_limit(config)
+        self._room = trio.Semaphore(self._limit + SPARE)
         self._wires: set[Wire] = set()
+        self._complaints = _Complaints()
         self._stopping = trio.Event()
         self._accepting = trio.CancelScope()
         # Shielded: who cancels `serve` starts the good-bye instead of cutting everybody off.
         self._living = trio.CancelScope(shield=True)
 
-    async def run(
-        self, listeners: list[trio.SocketListener], *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, listeners: list[trio.SocketListener]) -> None:
         """Take connections until `stop`, then see them off."""
         with self._living:
             async with trio.open_nursery() as connections:
                 with self._accepting:
-                    await trio.serve_listeners(
-                        self._connection, listeners, handler_nursery=connections, task_status=task_status
-                    )
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener, connections)
+
+    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+        """Take connections of one address. What the machine lacks for one is no reason to take none any more."""
+        async with listener:
+            while True:
+                await self._room.acquire()
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    self._room.release()
+                    if error.errno not in _SCARCE:
+                        raise
+                    self._complaints.tell("a connection cannot be taken; trying again", error)
+                    await trio.sleep(ACCEPT_PAUSE)
+                else:
+                    connections.start_soon(self.converse, stream)
 
     def stop(self) -> None:
         """Take no more connections, say bye on all there are, and cut off what remains at the deadline."""
@@ -107,93 +145,168 @@ class _Gateway:
             wire.stop()
         self._living.deadline = trio.current_time() + self._config.stop_deadline
 
-    async def _connection(self, stream: trio.SocketStream) -> None:
-        """One connection. Whatever goes wrong on it stays there."""
-        wire = Wire(stream, self._config)
+    async def converse(self, stream: trio.SocketStream) -> None:
+        """One connection. Nothing leaves here but cancellation and KeyboardInterrupt, whatever goes wrong wherever."""
+        wire = Wire(stream, self._config, self._bodies)
         self._wires.add(wire)
         try:
-            await self._converse(wire)
-        except* BadRequest as errors:
-            await self._refuse_quietly(wire, _first(errors))
-        except* Exception as errors:  # noqa: BLE001 -- a client, or a handler for it, may cause anything
-            _report(errors)
+            await self._answer(wire)
+        except* (trio.Cancelled, KeyboardInterrupt):
+            raise
+        except* BaseException as errors:  # noqa: BLE001 -- a client, or a handler for it, may cause anything
+            self._report(wire, errors)
         finally:
             self._wires.discard(wire)
-            await trio.aclose_forcefully(stream)
+            self._room.release()
+            wire.release()
+            with suppress(OSError):
+                await trio.aclose_forcefully(stream)
 
-    async def _converse(self, wire: Wire) -> None:
-        if len(self._wires) > self._config.max_connections:
-            why = f"the gateway already has its {self._config.max_connections} connections; try again later"
-            await wire.refuse(Refusal(503, why))
-            return
+    async def _answer(self, wire: Wire) -> None:
+        """Serve one connection to its end, refusals included."""
+        try:
+            if len(self._wires) > self._limit:
+                why = f"the gateway already has its {self._limit} connections; try again later"
+                await wire.refuse(Refusal(503, why))
+            else:
+                await self._serve(wire)
+        except BadRequest as error:
+            await wire.refuse(error.refusal)
+        await wire.linger()
+
+    async def _serve(self, wire: Wire) -> None:
         while (head := await wire.next_head()) is not None:
             if head.path == WEBSOCKET_PATH:
                 await self._watch(wire, head)
                 return
-            if not await bridge.answer(wire, head, self._application, self._address):
+            if not await self._bridge.answer(wire, head):
                 return
 
-    async def _refuse_quietly(self, wire: Wire, error: BadRequest) -> None:
-        try:
-            await wire.refuse(error)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            _log.debug("a client left before it was told: %s", error)
+    def _report(self, wire: Wire, errors: BaseExceptionGroup) -> None:
+        """Log what ended a connection: a word for a client that went away, all of it for the rest."""
+        quiet, other = errors.split(left_quietly)
+        with suppress(Exception):  # the log is somebody else's code, and this the last place before the listener
+            if quiet is not None:
+                _log.debug("a client went away: %s", quiet.exceptions)
+            if other is not None:
+                self._complaints.tell(f"the answer to {wire.request} failed", other)
 
     async def _watch(self, wire: Wire, head: Head) -> None:
         """Judge the request; when it is good, hand the connection to a watcher."""
-        refusal = self._policy.judge(head) or _judge_upgrade(head)
+        refusal = self._policy.judge(head) or _judge_upgrade(head, has_body=wire.has_body)
         if refusal is not None:
             await wire.refuse(refusal)
             return
+        trusted = self._policy.accepts_token(offered_token(head))
+        begun = None
         try:
             subprotocol = protocol.choose_subprotocol(_listed(head.header("sec-websocket-protocol")))
-            frame = protocol.parse_query(head.query)
-            first = None
-            if frame is not None:
-                first = (frame, subscribe(self._bus, frame, max_queue=self._config.max_queue))
+            first = protocol.parse_query(head.query)
+            if first is not None and trusted:
+                check_room([first], self._config)
+                begun = subscribe(self._bus, first, config=self._config)
         except ValueError as error:  # FrameError, or the bus's own
             await wire.refuse(Refusal(400, str(error)))
             return
-        trusted = self._policy.accepts_token(offered_token(head))
-        await self._upgrade(wire, subprotocol, first, trusted=trusted)
+        stream = HandedOverStream(
+            _handshake(head, subprotocol),
+            wire.unread,
+            wire.stream,
+            max_message=self._config.max_message,
+            messages=self._messages,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = await self._upgrade(stream, subprotocol, nursery)
+                watcher = Watcher(
+                    connection,
+                    self._bus,
+                    cache=self._cache,
+                    config=self._config,
+                    policy=self._policy,
+                    is_trusted=trusted,
+                    stopping=self._stopping,
+                )
+                await watcher.run(first, begun)
+                nursery.cancel_scope.cancel()
+        except* ConnectionClosed as errors:
+            await stream.say_why(*closing(errors))
+        finally:
+            stream.give_back()
+            if begun is not None:
+                begun.close()
 
     async def _upgrade(
-        self, wire: Wire, subprotocol: str | None, first: tuple[Sub, Subscription] | None, *, trusted: bool
-    ) -> None:
+        self, stream: HandedOverStream, subprotocol: str | None, nursery: trio.Nursery
+    ) -> WebSocketConnection:
         config = self._config
-        stream = wire.hand_over()
-        async with trio.open_nursery() as nursery:
-            with trio.fail_after(config.head_deadline):
-                request = await wrap_server_stream(nursery, stream, max_message_size=config.max_message)
-                connection = await request.accept(subprotocol=subprotocol)
-            stream.release()
-            watcher = Watcher(
-                connection,
-                self._bus,
-                cache=self._cache,
-                config=config,
-                policy=self._policy,
-                stopping=self._stopping,
+        with trio.fail_after(config.head_deadline):
+            request = await wrap_server_stream(
+                nursery, stream, max_message_size=config.max_message, receive_buffer_size=None
             )
-            try:
-                await watcher.run(first, trusted=trusted)
-            finally:
-                if first is not None:
-                    first[1].close()
-                nursery.cancel_scope.cancel()
+            connection = await request.accept(subprotocol=subprotocol)
+        stream.release()
+        return connection
 
 
-def _judge_upgrade(head: Head) -> Refusal | None:
-    """Whether the handshake is one: what trio-websocket would otherwise wait for for ever."""
-    if head.method != "GET" or (head.header("upgrade") or "").lower() != "websocket":
-        return Refusal(400, "this address speaks WebSocket: open it with ws:// or wss://")
+class _Complaints:
+    """Errors for the log, each with its traceback; of what is too many in a period, only how many."""
+
+    def __init__(self) -> None:
+        self._told: deque[float] = deque(maxlen=COMPLAINTS)
+        self._untold = 0
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Log an error, or count it."""
+        now = trio.current_time()
+        if len(self._told) == COMPLAINTS and now - self._told[0] < COMPLAINTS_PERIOD:
+            self._untold += 1
+            return
+        self._told.append(now)
+        more, self._untold = self._untold, 0
+        _log.error("%s%s", what, f" ({more} more such lines were left out)" if more else "", exc_info=error)
+
+
+def _judge_upgrade(head: Head, *, has_body: bool) -> Refusal | None:
+    """Whether the handshake is one: what trio-websocket would otherwise wait for for ever (RFC 6455, 4.2.1)."""
+    if head.method not in SAFE_METHODS:
+        return Refusal(405, "this address is for GET alone", (("allow", "GET, HEAD"),))
+    asked = head.version != "1.0" and "websocket" in _listed((head.header("upgrade") or "").lower())
+    if head.method == "HEAD" or not asked:
+        return _upgrade_required("this address speaks WebSocket: open it with ws:// or wss://")
     if "upgrade" not in _listed((head.header("connection") or "").lower()):
         return Refusal(400, "the handshake lacks 'Connection: Upgrade'")
     if head.header("sec-websocket-version") != _WEBSOCKET_VERSION:
-        return Refusal(400, f"the handshake must say 'Sec-WebSocket-Version: {_WEBSOCKET_VERSION}'")
-    if not _WEBSOCKET_KEY.fullmatch(head.header("sec-websocket-key") or ""):
-        return Refusal(400, "the handshake lacks a valid Sec-WebSocket-Key")
+        return _upgrade_required(f"the handshake must say 'Sec-WebSocket-Version: {_WEBSOCKET_VERSION}'")
+    if has_body or not _WEBSOCKET_KEY.fullmatch(head.header("sec-websocket-key") or ""):
+        return Refusal(400, "the handshake must have a valid Sec-WebSocket-Key, and no body")
     return None
+
+
+def _upgrade_required(why: str) -> Refusal:
+    return Refusal(426, why, (("upgrade", "websocket"), ("sec-websocket-version", _WEBSOCKET_VERSION)))
+
+
+def _handshake(head: Head, subprotocol: str | None) -> bytes:
+    """The handshake that was judged, in the words that wsproto reads: nothing else of the head is left to it."""
+    lines = [
+        "GET / HTTP/1.1",
+        "Host: gateway",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Version: {_WEBSOCKET_VERSION}",
+        f"Sec-WebSocket-Key: {head.header('sec-websocket-key')}",
+        *([f"Sec-WebSocket-Protocol: {subprotocol}"] if subprotocol else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _connection_limit(config: GatewayConfig) -> int:
+    """How many connections there may be: the store, the agents and everybody else need files of the process too."""
+    if sys.platform == "win32":
+        return config.max_connections
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return config.max_connections if soft == resource.RLIM_INFINITY else max(1, min(config.max_connections, soft // 2))
 
 
 def _listed(header: str | None) -> list[str]:
@@ -226,20 +339,3 @@ def _address(host: str, listener: trio.SocketListener) -> GatewayAddress:
     if ":" in name and not name.startswith("["):
         name = f"[{name}]"
     return GatewayAddress(host=host, port=port, url=f"http://{name}:{port}/")
-
-
-def _first(errors: BaseExceptionGroup[BadRequest]) -> BadRequest:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, BadRequest)  # noqa: S101 -- except* gave us no other
-    return error
-
-
-def _report(errors: BaseExceptionGroup[Exception]) -> None:
-    """Log what ended a connection: a word for a client that went away, all of it for the rest."""
-    quiet, other = errors.split(left_quietly)
-    if quiet is not None:
-        _log.debug("a client went away: %s", quiet.exceptions)
-    if other is not None:
-        _log.error("a connection ended with an error", exc_info=other)

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import trio
 from trio_websocket import ConnectionClosed
 from wsproto.utilities import ProtocolError
 
+from omniactors.events.event import position
 from omniactors.gateway import protocol
 from omniactors.gateway.protocol import Bye, Err, FrameError, write_frame
+from omniactors.gateway.wire import ClientGone
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from trio_websocket import WebSocketConnection
 
     from omniactors.events.bus import EventBus
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
 RETRY_AFTER_STOP = 1.0
 """Seconds after which a watcher may look whether a gateway that stopped is back."""
 
+VANISHED = 1006
+"""The close code of a connection that ended without a close."""
+
 
 class WatcherGone(Exception):
     """The watcher took nothing, or said nothing, for so long that the connection is given up."""
@@ -40,6 +48,7 @@ _ORDINARY_ENDS = (
     ConnectionClosed,
     ProtocolError,
     WatcherGone,
+    ClientGone,
     trio.BrokenResourceError,
     trio.ClosedResourceError,
     trio.TooSlowError,
@@ -50,11 +59,16 @@ _ORDINARY_ENDS = (
 class _Flow:
     """One subscription of a watcher. `told` is the newest offset that the watcher has been told, or was not to be."""
 
-    s: Id
+    frame: Sub
     subscription: Subscription
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     told: int = 0
     idle: bool = False
+
+    @property
+    def s(self) -> Id:
+        """What the watcher calls it."""
+        return self.frame.s
 
     @property
     def position(self) -> int:
@@ -63,10 +77,7 @@ class _Flow:
 
 
 class Watcher:
-    """Speaks the protocol with one client until it leaves or `stopping` is set; `first` is its query's subscription.
-
-    `trusted` is whether the request already brought what the policy asks for.
-    """
+    """Speaks the protocol with one client until it leaves or `stopping` is set."""
 
     def __init__(
         self,
@@ -76,6 +87,7 @@ class Watcher:
         cache: EventCache,
         config: GatewayConfig,
         policy: Policy,
+        is_trusted: bool,
         stopping: trio.Event,
     ) -> None:
         self._socket = socket
@@ -83,21 +95,30 @@ class Watcher:
         self._cache = cache
         self._config = config
         self._policy = policy
+        self._is_trusted = is_trusted
         self._stopping = stopping
+        self._start = position(bus.epoch, bus.head)
         self._flows: dict[Id, _Flow] = {}
+        self._turn = trio.Lock()
         self._outbox, self._frames = trio.open_memory_channel[str | Bye](0)
 
-    async def run(self, first: tuple[Sub, Subscription] | None, *, trusted: bool) -> None:
-        """Serve the client. Raises WatcherGone, or ConnectionClosed when the client left."""
+    async def run(self, first: Sub | None, begun: Subscription | None) -> None:
+        """Serve the client. Raises WatcherGone, or ConnectionClosed when the client left.
+
+        `first` is the subscription of its query: `begun`, or not begun before a `hello` brings the
+        token. Then it counts from the handshake on all the same.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, nursery.cancel_scope)
                 nursery.start_soon(self._say_bye)
-                if trusted or await self._hears_hello():
+                if self._is_trusted or await self._hears_hello():
                     await self._send(self._welcome())
                     nursery.start_soon(self._beat)
-                    if first is not None:
-                        await self._start_flow(nursery, *first)
+                    if first is not None and begun is not None:
+                        await self._start_flow(nursery, first, begun)
+                    elif first is not None:
+                        await self._subscribe(first, nursery, since=None if first.run else self._start)
                     await self._read(nursery)
         finally:
             for flow in self._flows.values():
@@ -141,6 +162,8 @@ class Watcher:
         limits = protocol.Limits(
             message=config.max_message,
             subscriptions=config.max_subscriptions,
+            patterns=config.max_patterns,
+            text=config.max_text,
             batch=config.batch_events,
             queue=config.max_queue,
         )
@@ -150,21 +173,24 @@ class Watcher:
 
     # -- subscriptions -----------------------------------------------------------------------------
 
-    async def _subscribe(self, frame: Sub, nursery: trio.Nursery) -> None:
+    async def _subscribe(self, frame: Sub, nursery: trio.Nursery, since: str | None = None) -> None:
         if frame.s in self._flows:
-            await self._refuse(frame.id, "duplicate", f"subscription {frame.s!r} exists already")
-        elif len(self._flows) >= self._config.max_subscriptions:
-            await self._refuse(frame.id, "limit", f"at most {self._config.max_subscriptions} subscriptions", retry=True)
+            await self._refuse(frame.id, "duplicate", f"subscription {protocol.shown(frame.s)} exists already")
+            return
+        try:
+            check_room((*(flow.frame for flow in self._flows.values()), frame), self._config)
+        except FrameError as error:
+            await self._refuse(frame.id, "limit", str(error), retry=True)
+            return
+        try:
+            subscription = subscribe(self._bus, frame, since=since, config=self._config)
+        except ValueError as error:
+            await self._refuse(frame.id, "bad-subscription", str(error))
         else:
-            try:
-                subscription = subscribe(self._bus, frame, max_queue=self._config.max_queue)
-            except ValueError as error:
-                await self._refuse(frame.id, "bad-subscription", str(error))
-            else:
-                await self._start_flow(nursery, frame, subscription)
+            await self._start_flow(nursery, frame, subscription)
 
     async def _start_flow(self, nursery: trio.Nursery, frame: Sub, subscription: Subscription) -> None:
-        flow = self._flows[frame.s] = _Flow(frame.s, subscription, told=subscription.start)
+        flow = self._flows[frame.s] = _Flow(frame, subscription, told=subscription.start)
         replay = self._bus.head - subscription.start if subscription.replaying else 0
         await self._send(
             protocol.Subbed(
@@ -182,7 +208,7 @@ class Watcher:
     async def _unsubscribe(self, frame: protocol.Unsub) -> None:
         flow = self._flows.pop(frame.s, None)
         if flow is None:
-            await self._refuse(frame.id, "unknown", f"there is no subscription {frame.s!r}")
+            await self._refuse(frame.id, "unknown", f"there is no subscription {protocol.shown(frame.s)}")
             return
         flow.scope.cancel()
         flow.subscription.close()
@@ -215,34 +241,39 @@ class Watcher:
 
     async def _gather(self, flow: _Flow, sent_at: float) -> list[Event]:
         """Wait for events; shortly after a batch, for more of them, as a frame an event is slow for everybody."""
-        limit = self._config.batch_events
+        limit, max_bytes = self._config.batch_events, self._config.batch_bytes
         flow.idle = True
         batch = await flow.subscription.receive_batch(limit)
         flow.idle = False
+        size = self._size(batch)
         with trio.move_on_at(sent_at + self._config.batch_delay):
-            while len(batch) < limit:
+            while len(batch) < limit and size < max_bytes:
                 try:
-                    batch += await flow.subscription.receive_batch(limit - len(batch))
+                    more = await flow.subscription.receive_batch(limit - len(batch))
                 except trio.EndOfChannel:
                     break  # the next call says so again, when this batch is told
+                batch += more
+                size += self._size(more)
         return batch
 
-    async def _tell(self, flow: _Flow, batch: list[Event]) -> None:
-        """Send a batch as `ev` frames, with a `gap` wherever events are missing."""
-        written: list[bytes] = []
-        for event in batch:
-            if protocol.is_gap(event):
-                await self._send_events(flow, written)
-                written = []
-                await self._send(protocol.gap_frame(flow.s, event, total=flow.subscription.dropped))
-            else:
-                written.append(self._cache.encode(event))
-        await self._send_events(flow, written)
-        flow.told = max(flow.told, batch[-1].offset)
+    def _size(self, events: Iterable[Event]) -> int:
+        return sum(len(self._cache.encode(event)) for event in events if not protocol.is_gap(event))
 
-    async def _send_events(self, flow: _Flow, written: list[bytes]) -> None:
-        for text in protocol.batches(flow.s, written, max_bytes=self._config.batch_bytes):
-            await self._outbox.send(text)
+    async def _tell(self, flow: _Flow, batch: list[Event]) -> None:
+        """Send a batch as `ev` frames, with a `gap` wherever events are missing.
+
+        One subscription at a time, so that one frame of a connection waits to be sent, not one of each.
+        """
+        async with self._turn:
+            for is_gap, events in groupby(batch, protocol.is_gap):
+                if is_gap:
+                    for event in events:
+                        await self._send(protocol.gap_frame(flow.s, event, total=flow.subscription.dropped))
+                else:
+                    written = map(self._cache.encode, events)
+                    for text in protocol.batches(flow.s, written, max_bytes=self._config.batch_bytes):
+                        await self._outbox.send(text)
+        flow.told = max(flow.told, batch[-1].offset)
 
     # -- frames ------------------------------------------------------------------------------------
 
@@ -290,19 +321,39 @@ class Watcher:
                 raise WatcherGone(f"it did not answer a ping for {self._config.pong_deadline:g} s")
 
 
-def subscribe(bus: EventBus, frame: Sub, *, max_queue: int) -> Subscription:
-    """The subscription that a frame asks for; raises ValueError with a sentence for the watcher."""
-    if frame.queue is not None and frame.queue > max_queue:
-        raise ValueError(f"queue may be at most {max_queue}, not {frame.queue}")
+def check_room(frames: Sequence[Sub], config: GatewayConfig) -> None:
+    """Raise FrameError when this is more than one watcher may ask for."""
+    if len(frames) > config.max_subscriptions:
+        raise FrameError(f"at most {config.max_subscriptions} subscriptions")
+    patterns, text = map(sum, zip(*map(protocol.price, frames), strict=True))
+    if patterns > config.max_patterns:
+        raise FrameError(f"at most {config.max_patterns} patterns and equalities in all subscriptions together")
+    if text > config.max_text:
+        raise FrameError(f"at most {config.max_text} characters of patterns and names in all subscriptions together")
+
+
+def subscribe(bus: EventBus, frame: Sub, *, since: str | None = None, config: GatewayConfig) -> Subscription:
+    """The subscription that a frame asks for, by default `since` a position; raises ValueError with a sentence."""
+    if frame.queue is not None and frame.queue > config.max_queue:
+        raise ValueError(f"queue may be at most {config.max_queue}, not {frame.queue}")
     return bus.subscribe(
         frame.run,
         types=frame.types,
         topics=frame.topics,
-        since=frame.since,
+        since=since if frame.since is None else frame.since,
         where=frame.where,
         capacity=frame.queue,
         overflow=frame.overflow,
     )
+
+
+def closing(errors: BaseExceptionGroup[ConnectionClosed]) -> tuple[int, str]:
+    """The close code and reason with which the WebSocket library ended the connection."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    reason = error.reason if isinstance(error, ConnectionClosed) else None
+    return (VANISHED, "") if reason is None else (reason.code, reason.reason or "")
 
 
 def left_quietly(error: BaseException) -> bool:

@@ -187,9 +187,9 @@ async def test_a_head_may_come_byte_by_byte(start: Start) -> None:
         (b"POST /api/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n", b"400"),
         (b"POST /api/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
         (b"POST /api/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabc", b"408"),
-        (b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"405"),
+        (b"PUT / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"405"),
         (b"GET / HTTP/1.1\r\nHost: loc", b"408"),
-        (b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n", b"426"),
     ],
 )
 async def test_bad_requests_are_told_so_in_time(start: Start, sent: bytes, status: bytes) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from omniactors.events.event import GAP, Event
 from omniactors.gateway.protocol import (
+    CACHED,
     MAX_EVENT,
     Bye,
     ClientPing,
@@ -28,6 +29,7 @@ from omniactors.gateway.protocol import (
     is_gap,
     parse_frame,
     parse_query,
+    price,
     write_frame,
 )
 
@@ -185,14 +187,23 @@ def test_values_of_unknown_types_are_named_by_their_type() -> None:
     assert json.loads(encode_event(event))["data"] == {"a": "<object>", "b": None, "c": [1]}
 
 
-def test_an_event_is_written_once_and_the_cache_is_bounded() -> None:
-    cache = EventCache(capacity=2)
-    first = Event(event_type="x", offset=1)
+def test_an_event_is_written_once_and_the_cache_is_bounded_in_bytes() -> None:
+    cache = EventCache(max_bytes=3 * (1000 + CACHED))
+    first = Event(event_type="x", offset=1, data={"text": "x" * 800})
     written = cache.encode(first)
     assert cache.encode(first) is written
     for offset in (2, 3):
         cache.encode(Event(event_type="x", offset=offset))
+    assert cache.encode(first) is written
+    for offset in (4, 5, 6):
+        cache.encode(Event(event_type="x", offset=offset, data={"text": "x" * 800}))
     assert cache.encode(first) is not written
+
+
+def test_a_subscription_has_a_price() -> None:
+    assert price(Sub(s=1)) == (0, 1)
+    frame = Sub(s="ab", types=["task.*", "x"], run="run", since="e-1", where={"data.n": 12, "source": None})
+    assert price(frame) == (4, len("ab task.* x run e-1 data.n 12 source".replace(" ", "")))
 
 
 @given(st.lists(st.integers(0, 60), max_size=30), st.integers(1, 100))

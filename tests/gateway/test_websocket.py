@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 
 import pytest
 import trio
@@ -312,16 +313,55 @@ async def test_our_subprotocol_is_agreed_on(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [(b"13", b"8"), (b"Upgrade: websocket", b"X: y"), (b"AAAA==", b"!"), (b"keep", b"k")]
+    ("part", "instead", "status"),
+    [
+        (b"Version: 13", b"Version: 8", b"426"),
+        (b"Version: 13", b"Version: 13, 13", b"426"),
+        (b"Sec-WebSocket-Version", b"X", b"426"),
+        (b"Upgrade: websocket", b"X: y", b"426"),
+        (b"Upgrade: websocket", b"Upgrade: h2c", b"426"),
+        (b"HTTP/1.1", b"HTTP/1.0", b"426"),
+        (b"GET", b"HEAD", b"426"),
+        (b"GET", b"POST", b"405"),
+        (b"AAAA==", b"!", b"400"),
+        (b"Connection: Upgrade", b"Connection: close", b"400"),
+        (b"Connection: Upgrade", b"Connection: Upgrade\r\nContent-Length: 5", b"400"),
+        (b"Connection: Upgrade", b"Connection: Upgrade\r\nTransfer-Encoding: chunked", b"400"),
+    ],
 )
-async def test_a_handshake_that_is_none_is_refused(start: Start, change: tuple[bytes, bytes]) -> None:
-    if change[0] == b"keep":
-        change = (b"Connection: Upgrade", b"Connection: close")
+async def test_a_handshake_that_is_none_is_refused(
+    start: Start, caplog: pytest.LogCaptureFixture, part: bytes, instead: bytes, status: bytes
+) -> None:
     async with start() as running, await running.connect() as stream:
-        await stream.send_all(HANDSHAKE.replace(*change))
+        await stream.send_all(HANDSHAKE.replace(part, instead))
         with trio.fail_after(PATIENCE):
-            answer = b"".join([data async for data in stream])
-        assert answer.startswith(b"HTTP/1.1 400")
+            answer = (b"".join([data async for data in stream])).lower()
+        assert answer.startswith(b"http/1.1 " + status)
+        if status == b"426":
+            assert b"\r\nsec-websocket-version: 13\r\n" in answer
+            assert b"\r\nupgrade: websocket\r\n" in answer
+            assert re.search(rb"\r\nconnection: (.*, )?upgrade\b", answer)
+        assert (b"\r\nallow: get, head\r\n" in answer) is (status == b"405")
+        assert answer.endswith(b"\r\n\r\n") is (part == b"GET" and instead == b"HEAD")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HANDSHAKE.replace(b"Connection: Upgrade", b"connection: keep-alive , UPGRADE"),
+        HANDSHAKE.replace(b"Upgrade: websocket", b"UPGRADE: h2c, WebSocket"),
+        HANDSHAKE.replace(b"GET /ws", b"GET http://localhost/ws"),
+        HANDSHAKE.replace(b"localhost", b"[::1]:8000"),
+        HANDSHAKE.replace(b"Connection: Upgrade", b"Connection: Upgrade\r\nContent-Length: 0\r\nX-Odd: \xff\x80"),
+        HANDSHAKE.replace(b"Upgrade: ", b"Upgrade:").replace(b"\r\n", b"\n"),
+    ],
+)
+async def test_a_handshake_may_be_written_in_many_ways(start: Start, head: bytes) -> None:
+    async with start() as running, await running.connect() as stream:
+        await stream.send_all(head)
+        with trio.fail_after(PATIENCE):
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
 
 
 @pytest.mark.parametrize(
