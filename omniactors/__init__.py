@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         BackendBusy,
         BackendClosed,
         BackendError,
+        BackendRefused,
         BackendUnusable,
         BatchFailed,
         ChildAlreadyPresent,
@@ -110,6 +111,7 @@ __all__ = [
     "BackendBusy",
     "BackendClosed",
     "BackendError",
+    "BackendRefused",
     "BackendUnusable",
     "Backoff",
     "BatchFailed",
@@ -233,8 +235,8 @@ _NAMES_BY_HOME = {
     "omniactors.agents.signals": "HandlerTimeout Reject Reply RetryAfter",
     "omniactors.backoff": "Backoff",
     "omniactors.errors": (
-        "ActorStopped AgentError AskFailed BackendBusy BackendClosed BackendError BackendUnusable BatchFailed "
-        "ChildAlreadyPresent ChildAlreadyStarted ChildError ChildNotFound ChildRestarting ChildRunning "
+        "ActorStopped AgentError AskFailed BackendBusy BackendClosed BackendError BackendRefused BackendUnusable "
+        "BatchFailed ChildAlreadyPresent ChildAlreadyStarted ChildError ChildNotFound ChildRestarting ChildRunning "
         "ChildStartError ContentError DeadlockError DuplicateChildId EntryError EnvelopeError EventTooLarge "
         "GatewayError GaveUp MailboxFull NameTaken OmniActorsError ServiceNotFound SettingsError StreamFull "
         "SupervisionError SupervisorClosed TaskFailed TooManyChildren TooManySubscribers UnhandledMessage"

@@ -260,6 +260,10 @@ class BackendUnusable(BackendError):
     """The durable store cannot be used at all (no database, wrong version, no permission): do not retry."""
 
 
+class BackendRefused(BackendError):
+    """The durable store refuses this very operation, now and always, for what it holds: trying again is no use."""
+
+
 class BackendBusy(BackendError):
     """Another process held the store for too long; nothing was written and a retry is right."""
 

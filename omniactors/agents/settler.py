@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import trio
@@ -19,18 +19,16 @@ import trio
 from omniactors.actors.mailbox import Parker
 from omniactors.agents.lane import EventLane
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BackendUnusable
+from omniactors.errors import BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.envelope import EventEnvelope
-from omniactors.streams.settlement import ErrorInfo, Settlement
+from omniactors.streams.settlement import ErrorInfo, Settlement, lesser
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from omniactors.actors.incarnation import Incarnation
-    from omniactors.streams.backend import Backend
+    from omniactors.streams.backend import Backend, Settled
     from omniactors.streams.settlement import EntryKey
-
-T = TypeVar("T")
 
 Fate = Literal["committed", "late", "unconfirmed"]
 """What became of a settlement: it was written; its entry was not ours any more; or one of the two.
@@ -74,6 +72,9 @@ class Settler:
         self._jobs: list[Job] = []
         self._releases: list[tuple[EventLane | None, EntryKey]] = []
         self._withdrawals: list[tuple[str, str]] = []
+        self._unknown: set[EntryKey] = set()
+        """Entries with a settlement that was perhaps written: nobody learned its outcome."""
+        self._attempts = 0
         self._parker = Parker()
         self._is_asked = False
 
@@ -113,6 +114,7 @@ class Settler:
     def reset(self) -> None:
         """Forget what an earlier run could not write any more: its entries were released with its consumer."""
         self._jobs.clear()
+        self._unknown.clear()
         self._releases.clear()
         self._withdrawals.clear()
 
@@ -122,12 +124,67 @@ class Settler:
         self._parker.wake()
 
     async def _settle(self, batch: list[Job]) -> None:
-        settlements = [job.settlement for job in batch]
-        committed, is_sure = await self._persist(lambda: self._backend.settle_many(settlements))
+        """Write these settlements; what the store does not take for now waits behind the others."""
+        outcomes = await self._outcomes([job.settlement for job in batch])
         del self._jobs[: len(batch)]
-        otherwise: Fate = "late" if is_sure else "unconfirmed"
-        self._on_settled(batch, ["committed" if is_committed else otherwise for is_committed in committed])
-        self._free(Counter(job.lane for job in batch))
+        settled: list[Job] = []
+        fates: list[Fate] = []
+        put_off: list[Job] = []
+        for job, outcome in zip(batch, outcomes, strict=True):
+            match outcome:
+                case bool():
+                    settled.append(job)
+                    fates.append(self._fate(job, is_written=outcome))
+                case BackendRefused():
+                    self._let_die(job, outcome)
+                case _:
+                    put_off.append(job)
+                    self._note_unknown(job, outcome)
+        self._on_settled(settled, fates)
+        self._free(Counter(job.lane for job in settled))
+        self._jobs += put_off
+        await self._pause(put_off, batch, outcomes)
+
+    async def _outcomes(self, settlements: list[Settlement]) -> list[Settled]:
+        try:
+            return await self._backend.settle_many(settlements)
+        except BackendError as error:
+            return [error] * len(settlements)
+
+    def _fate(self, job: Job, *, is_written: bool) -> Fate:
+        was_unknown = job.settlement.key in self._unknown
+        self._unknown.discard(job.settlement.key)
+        return "committed" if is_written else "unconfirmed" if was_unknown else "late"
+
+    def _note_unknown(self, job: Job, error: BackendError) -> None:
+        if not error.outcome_known:
+            self._unknown.add(job.settlement.key)
+
+    def _let_die(self, job: Job, error: BackendRefused) -> None:
+        """What can never be written ends in the dead letters, so that it is in nobody's way."""
+        info = ErrorInfo(type="BackendRefused", message=f"what its handler's end has to write is refused: {error}")
+        settlement = lesser(job.settlement, job.event, info)
+        if settlement is None:
+            logger.error(
+                "the end of %s cannot be written, not even as a dead letter; it stays in our hands until this process "
+                "ends: %s",
+                job.settlement.key,
+                error,
+            )
+            self._unknown.discard(job.settlement.key)
+            self._free(Counter([job.lane]))
+        else:
+            self._jobs.append(Job(job.lane, settlement, job.event, info))
+
+    async def _pause(self, put_off: list[Job], batch: list[Job], outcomes: list[Settled]) -> None:
+        """When nothing of a call was taken, all that wait have the same patience; it is not had one by one."""
+        if len(put_off) < len(batch):
+            self._attempts = 0
+            return
+        self._attempts += 1
+        (error, *_) = (outcome for outcome in outcomes if isinstance(outcome, BackendError))
+        logger.log(severity(error), "settlements wait, the store refuses them: %s", error)
+        await trio.sleep(RETRY.delay(self._attempts, random.random()))  # noqa: S311 -- jitter, not a secret
 
     async def _release(self, batch: list[tuple[EventLane | None, EntryKey]]) -> None:
         await self._persist(lambda: self._backend.release([key for _, key in batch]))
@@ -143,18 +200,13 @@ class Settler:
         for lane, count in freed.items():
             lane.settled(count, now)
 
-    async def _persist(self, write: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """Write until the store takes it; what it answered, and whether the outcome of each earlier try is known.
-
-        Trying again is safe: an entry is settled once.
-        """
+    async def _persist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Write until the store takes it. Trying again is safe: an entry is given back once."""
         attempt = 0
-        is_sure = True
         while True:
             try:
-                return await write(), is_sure
+                return await write()
             except BackendError as error:
                 attempt += 1
-                is_sure = is_sure and error.outcome_known
-                logger.log(severity(error), "settlements wait, the store refuses them: %s", error)
+                logger.log(severity(error), "what is given back waits, the store refuses it: %s", error)
                 await trio.sleep(RETRY.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret

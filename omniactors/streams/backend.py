@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 import trio
 
+from omniactors.errors import BackendError
 from omniactors.streams.settlement import DeadReason, EntryKey, Publication, ResultRecord, Settlement
 
 if TYPE_CHECKING:
@@ -75,6 +76,13 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     task_id: str
     entry_id: str
     duplicate: bool = False
+
+
+Settled = bool | BackendError
+"""What became of a settlement: True, it is written; False, its entry was no longer ours, and nothing is.
+
+An error: it is not written. BackendRefused says that it never will be, any other to try again.
+"""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -301,10 +309,10 @@ class Backend(Protocol):
         """
         ...
 
-    async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Carry out each settlement whole or not at all.
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Carry out each settlement whole or not at all; what became of each.
 
-        False stands for one whose entry was no longer ours: nothing of it was written.
+        One that cannot be written holds up no other. A BackendError that is raised stands for all.
         """
         ...
 

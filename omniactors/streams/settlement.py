@@ -216,6 +216,21 @@ def dead_letter(key: EntryKey, dead: Dead, envelope: EventEnvelope[Any] | None, 
     return Settlement(key=key, result=record, dead=dead, publications=_webhook(envelope, record, None))
 
 
+def lesser(settlement: Settlement, event: EventEnvelope[Any] | None, error: ErrorInfo) -> Settlement | None:
+    """What to write in the place of a settlement that the store will never take, for `error`; None for nothing.
+
+    The event's dead letter with all that its watchers are told; then without its webhook; then alone.
+    """
+    if settlement.dead is None:
+        attempts = 1 if event is None else event.delivery_attempts
+        dead = Dead(reason="handler-error", error=error, attempts=attempts)
+        letter = dead_letter(settlement.key, dead, event, now=0.0)
+        return msgspec.structs.replace(letter, result_ttl=settlement.result_ttl, seconds=settlement.seconds)
+    if settlement.publications:
+        return msgspec.structs.replace(settlement, publications=())
+    return None if settlement.result is None else msgspec.structs.replace(settlement, result=None)
+
+
 def _settle_failure(
     key: EntryKey, envelope: EventEnvelope[Any], outcome: Failed, policy: RetryPolicy, *, now: float, random: float
 ) -> Settlement:

@@ -15,9 +15,10 @@ from omniactors.operations.tasks import TaskOperations
 from omniactors.streams.sqlite.backend import SqliteBackend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from omniactors.streams.backend import Backend
+    from omniactors.streams.backend import Backend, Settled
+    from omniactors.streams.settlement import Settlement
 
 DOWN = BackendError("the store is down")
 UNKNOWN = BackendError("the answer was lost", outcome_known=False)
@@ -32,6 +33,8 @@ class FaultyStore:
         self.after: dict[str, list[BackendError]] = defaultdict(list)
         self.answers: dict[str, list[Callable[[Any], Any]]] = defaultdict(list)
         """What to make of the next answers."""
+        self.refuse: Callable[[Settlement], BackendError | None] = lambda _: None
+        """The error for a settlement that is not to be written."""
         self.lose_lease = trio.Event()
         self.calls: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
 
@@ -43,6 +46,13 @@ class FaultyStore:
             await self.lose_lease.wait()
             nursery.cancel_scope.cancel()
         raise BackendError("the lease is lost")
+
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """As the real one, without those that are refused."""
+        refusals = [self.refuse(settlement) for settlement in settlements]
+        taken = [settlement for settlement, error in zip(settlements, refusals, strict=True) if error is None]
+        answers = iter(await self.__getattr__("settle_many")(taken))
+        return [next(answers) if error is None else error for error in refusals]
 
     @property
     def settled_at_once(self) -> int:

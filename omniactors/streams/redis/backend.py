@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import trio
 
-from omniactors.errors import BackendError
+from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.redis import doctoring
-from omniactors.streams.redis.calls import BackendRefused, Calls
+from omniactors.streams.redis.calls import Calls
 from omniactors.streams.redis.client import TrioRedis
 from omniactors.streams.redis.consumer import Consumer, Lease
 from omniactors.streams.redis.inspecting import Inspector
 from omniactors.streams.redis.keys import Keys, clean
 from omniactors.streams.redis.listening import ResultListener
 from omniactors.streams.redis.publishing import Publisher
-from omniactors.streams.redis.settling import Blocks, parts_of, refused
+from omniactors.streams.redis.settling import Blocks, parts_of
 from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
 from omniactors.streams.redis.watching import Watcher
 from omniactors.streams.settlement import ResultRecord
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         DeadLetter,
         Finding,
         Published,
+        Settled,
         StreamInfo,
         Want,
     )
@@ -273,12 +274,9 @@ class RedisBackend:
 
     # -- settling -------------------------------------------------------------------------------
 
-    async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Carry out each settlement whole or not at all; tries until the server has answered.
-
-        One that the server refuses for what it holds becomes a dead letter.
-        """
-        flags = [False] * len(settlements)
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Carry out each settlement whole or not at all; tries until the server has answered."""
+        flags: list[Settled] = [False] * len(settlements)
         await trio.lowlevel.checkpoint()
         places = [place for place, settlement in enumerate(settlements) if self._is_ours(settlement.key)]
         for start in range(0, len(places), SETTLED_AT_ONCE):
@@ -291,13 +289,17 @@ class RedisBackend:
                 for place, flag in zip(chunk, settled, strict=False):
                     flags[place] = flag
                 chunk = chunk[len(part) :]
-                self._consumer.drop(noted)
+                kept = [
+                    one.settlement.key for one, flag in zip(part, settled, strict=True) if not isinstance(flag, bool)
+                ]
+                still = self._consumer.noted(kept)
+                self._consumer.drop([one for one in noted if one not in still] if still else noted)
         return flags
 
-    async def _settle(self, part: Sequence[Prepared]) -> list[bool]:
+    async def _settle(self, part: Sequence[Prepared]) -> list[Settled]:
         """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
         consumer = part[0].settlement.key.consumer
-        flags = [False] * len(part)
+        flags: list[Settled] = [False] * len(part)
         blocks = Blocks(part)
         try:
             reply = await self._calls.once(
@@ -306,12 +308,7 @@ class RedisBackend:
         except BackendRefused as error:
             if len(part) > 1:
                 return [flag for one in part for flag in await self._settle([one])]
-            settlement = part[0].settlement
-            if settlement.dead is not None:
-                raise
-            logger.warning("the settlement of %s is refused, the event is dead: %s", settlement.key, error)
-            bodies = await self._bodies([settlement.key])
-            return await self._settle(parts_of([refused(settlement, error)], bodies)[0])
+            return [error]
         for place, flag in zip(blocks.places, reply, strict=True):
             flags[place] = bool(flag)
         return flags

@@ -17,7 +17,7 @@ import trio
 from redis import exceptions
 
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendClosed, BackendError, BackendUnusable
+from omniactors.errors import BackendClosed, BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable, server_error
 from omniactors.streams.redis.keys import has_hash_tag
 from omniactors.streams.redis.scripts import pack, script
@@ -41,7 +41,7 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
 """First words of replies that say: not now."""
 
-_FOR_GOOD = ("WRONGTYPE", "Protocol error", "invalid expire", "user_script")
+_FOR_GOOD = ("WRONGTYPE", "Protocol error", "invalid expire")
 """In replies to what will never be taken, since it depends on nothing but the call and the keys."""
 
 _PASSING_ERRORS = (
@@ -51,10 +51,6 @@ _PASSING_ERRORS = (
     exceptions.ReadOnlyError,
     exceptions.TryAgainError,
 )
-
-
-class BackendRefused(BackendError):
-    """The server refuses this very call, now and always: for what it holds, or what a key holds."""
 
 
 class Calls:

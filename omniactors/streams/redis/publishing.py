@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from omniactors.errors import BackendError, StreamFull
+from omniactors.errors import BackendError, BackendRefused, StreamFull
 from omniactors.streams.backend import Published
-from omniactors.streams.redis.calls import BackendRefused
 from omniactors.streams.redis.keys import clean
 from omniactors.streams.redis.scripts import raw
 

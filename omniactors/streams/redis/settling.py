@@ -12,12 +12,11 @@ from omniactors.streams.backend import DeadLetter
 from omniactors.streams.redis.keys import STREAM, clean
 from omniactors.streams.redis.publishing import milliseconds, publication_arguments
 from omniactors.streams.redis.scripts import raw
-from omniactors.streams.settlement import Dead, ErrorInfo, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from omniactors.streams.settlement import EntryKey, ResultRecord
+    from omniactors.streams.settlement import Dead, EntryKey, ResultRecord, Settlement
 
 _object = msgspec.json.Decoder(dict[str, Any])
 
@@ -100,12 +99,6 @@ class Blocks:
             for place in plain:
                 self.words += part[place].words or ()
             self.places += plain + others
-
-
-def refused(settlement: Settlement, error: Exception) -> Settlement:
-    """The end of an event whose settlement the server refuses for what it holds, now and always."""
-    info = ErrorInfo(type=type(error).__name__, message=f"its settlement was refused: {error}")
-    return Settlement(key=settlement.key, dead=Dead(reason="handler-error", error=info, attempts=1))
 
 
 def settlement_arguments(settlement: Settlement, body: bytes | None) -> list[Any]:

@@ -11,6 +11,7 @@ import trio
 
 from omniactors.streams.backend import EVERY_DEAD_LETTER
 from omniactors.streams.envelope import check_content, encode_json
+from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.sqlite import dead, operations, ordering
 from omniactors.streams.sqlite.database import StoreSettings
 from omniactors.streams.sqlite.work import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         Finding,
         Published,
         RuntimeRecord,
+        Settled,
         StreamInfo,
         Want,
     )
@@ -166,9 +168,15 @@ class SqliteBackend:
         """The topics in which something may have changed since the fetches that gave their positions."""
         return await self._writer.call(Watch(dict(positions)))
 
-    async def settle_many(self, settlements: Sequence[Settlement]) -> list[bool]:
-        """Carry out each settlement whole or not at all."""
-        return await self._writer.call(Settle(tuple(settlements)))
+    async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Carry out each settlement whole or not at all; one that cannot be written holds up no other."""
+        settled: list[Settled] = []
+        for portion in portions(settlements, settlement_weight, count=self.settled_at_once):
+            answers = await self._writer.call(Settle(tuple(portion)))
+            settled += answers
+        if not settlements:
+            await trio.lowlevel.checkpoint()
+        return settled
 
     async def release(self, keys: Sequence[EntryKey]) -> None:
         """Give entries back to their groups at once."""

@@ -9,7 +9,7 @@ import errno
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-from omniactors.errors import BackendBusy, BackendError, BackendUnusable
+from omniactors.errors import BackendBusy, BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.sqlite.program import PROGRAM
 from omniactors.streams.sqlite.tables import SCHEMA_VERSION, STEPS
 
@@ -90,12 +90,23 @@ _SENTENCES: Final[dict[int, tuple[type[BackendError], str]]] = {
     sqlite3.SQLITE_CANTOPEN: (BackendUnusable, "cannot be opened"),
     sqlite3.SQLITE_READONLY: (BackendUnusable, "may not be written"),
     sqlite3.SQLITE_PERM: (BackendUnusable, "may not be used"),
+    sqlite3.SQLITE_AUTH: (BackendUnusable, "may not be used"),
     sqlite3.SQLITE_CORRUPT: (BackendUnusable, "is damaged"),
     sqlite3.SQLITE_FULL: (BackendError, "has no room left on its disk"),
+    sqlite3.SQLITE_NOMEM: (BackendError, "found no memory"),
     sqlite3.SQLITE_BUSY: (BackendBusy, "is locked by another program"),
     sqlite3.SQLITE_LOCKED: (BackendBusy, "is locked by another program"),
     sqlite3.SQLITE_IOERR: (BackendError, "could not be read or written"),
+    sqlite3.SQLITE_TOOBIG: (BackendRefused, "does not take so much at once"),
+    **dict.fromkeys(
+        (
+            *(sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_MISUSE),
+            *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_INTERNAL),
+        ),
+        (BackendRefused, "will never take what is to be written"),
+    ),
 }
+"""By the primary code of SQLite's error. What is not here passes, as far as anybody can tell."""
 
 _PERMANENT: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT)
 
@@ -107,9 +118,13 @@ def translate(error: Exception, path: Path | None) -> BackendError:
         return error
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == 0:  # Python's own refusal, before SQLite saw anything: of a value that has no form there
+            code = sqlite3.SQLITE_MISMATCH
         kind, sentence = _SENTENCES.get(code, (BackendError, "refused the operation"))
         return kind(f"{place} {sentence} ({error})")
+    if isinstance(error, MemoryError):
+        return BackendError(f"{place} found no memory")
     if isinstance(error, OSError):
         kind = BackendUnusable if error.errno in _PERMANENT else BackendError
         return kind(f"{place} cannot be used: {error.strerror or error} ({error.filename or 'its lock file'})")
-    return BackendError(f"{place} cannot carry out the operation: {type(error).__name__}: {error}")
+    return BackendRefused(f"{place} cannot carry out the operation: {type(error).__name__}: {error}")

@@ -9,11 +9,11 @@ import contextlib
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from outcome import Error, Value
 
-from omniactors.errors import BackendBusy, BackendError
+from omniactors.errors import BackendBusy, BackendError, BackendUnusable
 from omniactors.streams.sqlite import operations, scheduling
 from omniactors.streams.sqlite.batch import Batch
 from omniactors.streams.sqlite.database import Database, lease_folder, transaction
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from outcome import Outcome
 
-    from omniactors.streams.backend import Finding, RuntimeRecord
+    from omniactors.streams.backend import Finding, RuntimeRecord, Settled
     from omniactors.streams.settlement import ResultRecord
     from omniactors.streams.sqlite.database import StoreSettings
 
@@ -61,7 +61,7 @@ class Store:
     # -- work -----------------------------------------------------------------------------------
 
     def write(self, works: Sequence[Written], position: int) -> tuple[list[Outcome[Any]], Changes]:
-        """Carry out writing work in one transaction; when that fails, each in one of its own.
+        """Carry out writing work in one transaction; when that fails, each half in one of its own.
 
         The outcomes are in the order of the works; errors are BackendError or a subclass.
         `position` is what a fetch hands out.
@@ -72,19 +72,38 @@ class Store:
                 self._database.checkpoint_at_times(connection)
         except Exception as error:  # noqa: BLE001 -- whatever one operation raises, the others of its batch go on
             failure = translate(error, self._path)
-            if len(works) == 1 or isinstance(failure, BackendBusy):
+            # What keeps the whole store from being written is found once, and told to all that wait.
+            if isinstance(failure, BackendBusy | BackendUnusable):
                 return [Error(failure) for _ in works], Changes()
-            return self._write_singly(works, position)
+            if len(works) > 1:
+                return self._write_halves(works, position)
+            return self._write_alone(works[0], failure, position)
         return outcomes, changes
 
-    def _write_singly(self, works: Sequence[Written], position: int) -> tuple[list[Outcome[Any]], Changes]:
-        outcomes: list[Outcome[Any]] = []
-        changes = Changes()
-        for work in works:
-            (outcome,), changed = self.write([work], position)
-            outcomes.append(outcome)
-            changes.add(changed)
-        return outcomes, changes
+    def _write_halves(self, works: Sequence[Written], position: int) -> tuple[list[Outcome[Any]], Changes]:
+        middle = len(works) // 2
+        first, changes = self.write(works[:middle], position)
+        second, changed = self.write(works[middle:], position)
+        changes.add(changed)
+        return first + second, changes
+
+    def _write_alone(self, work: Written, failure: BackendError, position: int) -> tuple[list[Outcome[Any]], Changes]:
+        """The end of work that failed by itself; settlements stand together only because they were ready together."""
+        if not isinstance(work, Settle):
+            return [Error(failure)], Changes()
+        middle = len(work.settlements) // 2
+        if middle == 0:
+            return [Value([failure])], Changes()
+        halves = [Settle(work.settlements[:middle]), Settle(work.settlements[middle:])]
+        outcomes, changes = self._write_halves(halves, position)
+        settled: list[Settled] = []
+        for half, outcome in zip(halves, outcomes, strict=True):
+            match outcome:
+                case Value(answers):
+                    settled += answers
+                case Error(error):
+                    settled += [cast("BackendError", error)] * len(half.settlements)
+        return [Value(settled)], changes
 
     def _transact(
         self, connection: sqlite3.Connection, works: Sequence[Written], position: int

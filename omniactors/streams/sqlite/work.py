@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from omniactors.streams.backend import Fetched, Finding, Published, RuntimeRecord, Want
+from omniactors.streams.backend import Fetched, Finding, Published, RuntimeRecord, Settled, Want
 from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Publish(Work[list[Published]]):
 
 
 @dataclass(frozen=True, eq=False)
-class Settle(Work[list[bool]]):
+class Settle(Work[list[Settled]]):
     """Carry out each whole or not at all."""
 
     settlements: Sequence[Settlement]

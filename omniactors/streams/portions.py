@@ -1,0 +1,44 @@
+"""Portions: what goes to the store at a time, bounded in number and in bytes. One item always goes, however large."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from omniactors.streams.settlement import Publication, Settlement
+
+T = TypeVar("T")
+
+PORTION_BYTES: Final = 8 << 20
+"""Far below what any store takes at once, and enough that its fixed costs do not show."""
+
+
+def portions(
+    items: Sequence[T], weigh: Callable[[T], int], *, count: int, size: int = PORTION_BYTES
+) -> Iterator[Sequence[T]]:
+    """The items in their order, cut so that no portion has more than `count` of them, nor more than `size` bytes."""
+    start = total = 0
+    for place, item in enumerate(items):
+        weight = weigh(item)
+        if place > start and (place - start == count or total + weight > size):
+            yield items[start:place]
+            start, total = place, 0
+        total += weight
+    if start < len(items):
+        yield items[start:]
+
+
+def publication_weight(publication: Publication) -> int:
+    """Bytes that it takes, about."""
+    return len(publication.body)
+
+
+def settlement_weight(settlement: Settlement) -> int:
+    """Bytes that it takes, about."""
+    record = settlement.result
+    weight = sum(len(publication.body) for publication in settlement.publications)
+    return weight + len(record.result) if record is not None and isinstance(record.result, msgspec.Raw) else weight
