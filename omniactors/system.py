@@ -30,6 +30,7 @@ from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
 from omniactors.settings import MemoryUrl, RedisUrl, Settings, read_settings
 from omniactors.streams.envelope import WireEvent, check_topic, new_id
+from omniactors.streams.runs import require_trio
 from omniactors.streams.sqlite.backend import SqliteBackend
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ class OmniActors:
         await self._backend.close()
 
     async def __aenter__(self) -> Self:
+        require_trio()
         if self._block is not None:
             raise OmniActorsError("the system runs already")
         self._block = self._as_block()
@@ -289,6 +291,7 @@ class OmniActors:
     async def _running(
         self, *, listen: str | None, token: str | None, tell: Callable[[str], None] = tell_stderr
     ) -> AsyncIterator[Supervisor]:
+        require_trio()
         if self._supervisor is not None:
             raise OmniActorsError("the system runs already")
         settings = self.settings.with_gateway(listen=listen, token=token)

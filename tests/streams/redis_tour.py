@@ -11,7 +11,7 @@ import trio
 
 from omniactors.streams.backend import AgentRecord, DeadFilter, Entry, Want
 from omniactors.streams.redis.backend import RedisBackend
-from omniactors.streams.redis.calls import Calls
+from omniactors.streams.redis.calls import Caller, Calls
 from omniactors.streams.redis.client import TrioRedis
 from omniactors.streams.redis.keys import Keys
 from omniactors.streams.settlement import Retry
@@ -65,7 +65,7 @@ class Tour:
     async def _calls(self) -> AsyncIterator[Calls]:
         """For what no backend does on demand: dying, and losing a reply."""
         redis = TrioRedis(self.url)
-        yield Calls(redis, Keys(self.prefix), patience=LIMIT)
+        yield Calls(redis, Keys(self.prefix), Caller(), patience=LIMIT)
         await redis.aclose()
 
     async def _publish(self, one: Backend) -> None:

@@ -335,7 +335,7 @@ class TestOrder:
             assert await backend.claim([(entry.key, "k") for entry in mine]) == [False, False]
             last = await fetch_ordered(backend, 2)
             # Killed before our claim: what it held comes first, what we just fetched goes back behind it.
-            other._consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
+            other._here().consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
             vanish(raw, killed)
             await eventually(lambda: _is_gone(raw, killed))
             assert await backend.claim([(entry.key, "k") for entry in last]) == [False, False]
@@ -434,7 +434,7 @@ class TestReviewed:
         await backend.publish(numbered(1))
         async with serving(backend) as consumer:
             (entry,) = await fetch(backend)
-            calls = backend._calls  # noqa: SLF001 -- the repeat is the transport's, so it is sent here by hand
+            calls = backend._here().calls  # noqa: SLF001 -- the repeat is the transport's, so it is sent here by hand
             ticket = calls.open()
             arguments = [consumer, [[TOPIC, AGENT, [entry.key.entry_id]]]]
             await calls.numbered(ticket, "release", arguments)
@@ -447,8 +447,8 @@ class TestReviewed:
         await backend.publish(numbered(2))
         async with serving(backend) as consumer:
             await fetch(backend, 1)
-            calls, number = backend._calls, backend._fetches + 1  # noqa: SLF001 -- as above
-            backend._fetches, backend._is_unsure = number, True  # noqa: SLF001
+            calls, number = backend._here().calls, backend._fetches + 1  # noqa: SLF001 -- as above
+            backend._fetches, backend._here().is_unsure = number, True  # noqa: SLF001
             assert numbers(await fetch(backend, 0)) == []
             with pytest.raises(BackendError, match="over"):
                 await calls.script("fetch", [calls.client, number, consumer, 9000, [[TOPIC, AGENT, 9, -1, 0]]])
@@ -554,7 +554,7 @@ class TestLonePublish:
     """One publication that is only appended goes to a script of its own, which keeps the promises of the other."""
 
     async def append(self, backend: RedisBackend, number: int, limit: str = "") -> Any:
-        calls = backend._calls  # noqa: SLF001 -- the repeat is the transport's, so it is sent here by hand
+        calls = backend._here().calls  # noqa: SLF001 -- the repeat is the transport's, so it is sent here by hand
         names = (f"omni-calls:{calls.client}", 7, number, STREAM, f"omni-later:{TOPIC}")
         return await calls.words("append", *names, limit, 0, b"{}")
 
@@ -572,7 +572,7 @@ class TestLonePublish:
         self, backend: RedisBackend, raw: Any
     ) -> None:
         await self.append(backend, 5)
-        calls = backend._calls  # noqa: SLF001 -- as above
+        calls = backend._here().calls  # noqa: SLF001 -- as above
         arguments = [-1, 1000, [[TOPIC, 2]]]
         reply = await calls.numbered((7, 8), "publish", arguments, [b"{}", b"{}"])
         assert await calls.numbered((7, 8), "publish", arguments, [b"{}", b"{}"]) == reply
@@ -611,14 +611,14 @@ class TestLonePublish:
     ) -> None:
         assert await self.append(backend, 3, limit="0") is None
         late = await self.append(backend, 3)
-        calls = backend._calls  # noqa: SLF001 -- as above
+        calls = backend._here().calls  # noqa: SLF001 -- as above
         assert await calls.numbered((7, 3), "publish", [-1, 1000, [[TOPIC, 1]]], [b"{}"]) == [late]
         assert raw.xlen(STREAM) == 1
 
     async def test_what_was_refused_is_not_appended_by_a_packet_that_comes_when_there_is_room(
         self, backend: RedisBackend, raw: Any
     ) -> None:
-        calls = backend._calls  # noqa: SLF001 -- as above
+        calls = backend._here().calls  # noqa: SLF001 -- as above
         await self.append(backend, 1)
         full = await calls.numbered((7, 3), "publish", [1, 1000, [[TOPIC, 1]]], [b"{}"])
         assert full[0] == b"full"

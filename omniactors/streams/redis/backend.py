@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,7 @@ import trio
 from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.redis import doctoring
-from omniactors.streams.redis.calls import Calls
+from omniactors.streams.redis.calls import Caller, Calls
 from omniactors.streams.redis.client import TrioRedis
 from omniactors.streams.redis.consumer import Consumer, Lease
 from omniactors.streams.redis.inspecting import Inspector
@@ -23,6 +24,7 @@ from omniactors.streams.redis.publishing import Publisher
 from omniactors.streams.redis.settling import Blocks, parts_of
 from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
 from omniactors.streams.redis.watching import Watcher
+from omniactors.streams.runs import PerRun
 from omniactors.streams.settlement import ResultRecord
 
 if TYPE_CHECKING:
@@ -58,8 +60,25 @@ _runtime = msgspec.json.Decoder(RuntimeRecord)
 Group = tuple[str, str]
 
 
+class _Here:
+    """What a backend has in one trio run. Of all these one serves, at most, and uses the last four."""
+
+    def __init__(self, calls: Calls, publisher: Publisher, inspector: Inspector, consumer: Consumer) -> None:
+        self.calls = calls
+        self.publisher = publisher
+        self.inspector = inspector
+        self.listener = ResultListener(calls)
+        self.consumer = consumer
+        self.watcher = Watcher(calls, consumer.keys)
+        self.fetching = trio.Lock()
+        self.is_unsure = False
+        """Whether a fetch may have taken what we do not know of."""
+
+
 class RedisBackend:
     """A `Backend` over the Redis (6.2 or newer) or Valkey at `url`, for any number of processes and machines.
+
+    Usable from any thread and any number of trio runs, each with connections of its own, and after a fork.
 
     Connects on first use. `prefix` stands before every key. Another consumer's work is taken over
     `lease` seconds after its last sign of life. An id is remembered for `dedupe_window` seconds.
@@ -82,23 +101,31 @@ class RedisBackend:
                 raise ValueError(f"{name} must be a finite number of seconds of at least 0, not {value!r}")
         self._redis = TrioRedis(url, connect_timeout=patience or 1.0, response_timeout=patience or 1.0)
         self._keys = Keys(prefix)
-        self._calls = Calls(self._redis, self._keys, patience=patience)
-        self._publisher = Publisher(self._calls, self._keys, window=dedupe_window, limit=stream_limit)
-        self._watcher = Watcher(self._calls, self._keys)
-        self._listener = ResultListener(self._calls)
-        self._inspector = Inspector(self._calls, self._keys, limit=stream_limit)
-        self._window = round(dedupe_window * 1000)
-        self._lease = round(lease * 1000)
-        self._consumer = Consumer(self._calls, self._keys, Lease(url, lease), on_reentry=self._reentered)
-        self._is_serving = False
-        self._fetching = trio.Lock()
-        self._is_unsure = False
+        self._patience = patience
+        self._stream_limit = stream_limit
+        self._window = dedupe_window
+        self._lease = Lease(url, lease)
+        self._caller = Caller()
+        self._here = PerRun(self._new_here)
+        self._serving: _Here | None = None
+        """Where this process is a consumer."""
         self._fetches = 0
         self._groups: set[Group] = set()
         """Those that were there once: one that is missing later was lost."""
         self._foreign: set[str] = set()
         self._agents: dict[str, list[Any]] = {}
         """What was registered here: after a flush it is registered again."""
+
+    def _new_here(self) -> _Here:
+        if self._caller.pid != os.getpid():
+            self._caller, self._serving = Caller(), None
+        calls = Calls(self._redis, self._keys, self._caller, patience=self._patience)
+        return _Here(
+            calls,
+            Publisher(calls, self._keys, window=self._window, limit=self._stream_limit),
+            Inspector(calls, self._keys, limit=self._stream_limit),
+            Consumer(calls, self._keys, self._lease, on_reentry=self._reentered),
+        )
 
     def __repr__(self) -> str:
         return f"<RedisBackend {self.location}>"
@@ -117,84 +144,86 @@ class RedisBackend:
 
     def publish(self, publications: Sequence[Publication]) -> Coroutine[Any, Any, list[Published]]:
         """Append all of them in one write, when awaited; durable as the server's append-only file is."""
-        return self._publisher.publish(publications)
+        return self._here().publisher.publish(publications)
 
     async def create_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Create groups (topic, agent) at the start of their streams."""
         if groups:
-            await self._calls.script("create", [[[clean(topic), clean(agent)] for topic, agent in groups]])
+            await self._here().calls.script("create", [[[clean(topic), clean(agent)] for topic, agent in groups]])
             self._groups.update(groups)
 
     # -- being a consumer -----------------------------------------------------------------------
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a consumer until cancelled; raises BackendError when this backend is one already."""
-        if self._is_serving:
+        here = self._here()
+        if self._serving is not None:
             raise BackendError("this backend serves already")
-        self._is_serving = True
+        self._serving = here
         try:
-            self._watcher.start(await self._consumer.enter())
+            here.watcher.start(await here.consumer.enter())
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._redis.run)
-                await nursery.start(self._consumer.keep)
-                task_status.started(self._consumer.id)
+                await nursery.start(here.consumer.keep)
+                task_status.started(here.consumer.id)
         finally:
-            self._is_serving = False
+            self._serving = None
             with trio.move_on_after(FAREWELL) as scope:
                 scope.shield = True
-                if self._consumer.id:
-                    await self._consumer.leave()
-                await self._watcher.disconnect()
+                if here.consumer.id:
+                    await here.consumer.leave()
+                await here.watcher.disconnect()
 
     async def _reentered(self, bell: bytes) -> None:
         """Our lease was lost, and perhaps everything else."""
-        self._watcher.start(bell)
-        self._watcher.change_all()
+        here = self._here()
+        here.watcher.start(bell)
+        here.watcher.change_all()
         if self._agents:
-            await self._calls.script("register", [list(self._agents.values())])
+            await here.calls.script("register", [list(self._agents.values())])
 
     async def announce(self, gateway: str | None) -> None:
         """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
-        self._require_serving("announce")
-        await self._consumer.announce(gateway)
+        await self._require_serving("announce").consumer.announce(gateway)
 
     async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
-        self._require_serving("report")
+        here = self._require_serving("report")
         names = [(clean(topic), clean(agent)) for topic, agent in groups]
-        await self._consumer.report(names, {clean(agent): clean(reason) for agent, reason in gave_up.items()})
+        await here.consumer.report(names, {clean(agent): clean(reason) for agent, reason in gave_up.items()})
 
     async def restart(self, agent: str) -> int:
         """Have every consumer in which this agent gave up try it again at once."""
-        return int(await self._calls.script("restart", [clean(agent)]))
+        return int(await self._here().calls.script("restart", [clean(agent)]))
 
     async def restarts(self) -> frozenset[str]:
         """The agents of this consumer that are wanted again."""
-        wanted = await self._calls.command("SMEMBERS", self._keys.wanted(self._consumer.id))
+        here = self._here()
+        wanted = await here.calls.command("SMEMBERS", self._keys.wanted(here.consumer.id))
         return frozenset(name.decode() for name in wanted)
 
     async def runtimes(self) -> list[RuntimeRecord]:
         """The runtimes that are alive now, oldest first."""
-        records = [_runtime.decode(record) for record in await self._calls.script("alive", [])]
+        records = [_runtime.decode(record) for record in await self._here().calls.script("alive", [])]
         return sorted(records, key=lambda record: (record.started_at, record.consumer))
 
     # -- taking ---------------------------------------------------------------------------------
 
     async def fetch(self, wants: Sequence[Want]) -> Fetched:
         """Take entries; raises BackendError when this backend does not serve, or the server is away."""
-        self._require_serving("fetch")
+        here = self._require_serving("fetch")
         merged = merge_wants(wants)
-        async with self._fetching:
-            if self._is_unsure:
-                await self._consumer.recover(self._fetches)
-            self._watcher.fetching([want.topic for want in merged])
+        async with here.fetching:
+            if here.is_unsure:
+                await here.consumer.recover(self._fetches)
+            here.watcher.fetching([want.topic for want in merged])
             self._fetches += 1
             for want in merged:
-                self._consumer.take((want.topic, want.agent), (), self._fetches)
-            self._is_unsure = True
-            answers = await self._ask(merged)
-            taken = [self._take(want, answer) for want, answer in zip(merged, answers, strict=True)]
-            self._is_unsure = False
+                here.consumer.take((want.topic, want.agent), (), self._fetches)
+            here.is_unsure = True
+            answers = await self._ask(here, merged)
+            taken = [self._take(here, want, answer) for want, answer in zip(merged, answers, strict=True)]
+            here.is_unsure = False
         return Fetched(
             entries=[entry for each in taken for entry in each.entries],
             position=self._fetches,
@@ -202,24 +231,25 @@ class RedisBackend:
             paused=frozenset(each.want.agent for each in taken if each.is_paused),
         )
 
-    async def _ask(self, wants: list[Want]) -> list[Any]:
+    async def _ask(self, here: _Here, wants: list[Want]) -> list[Any]:
+        lease = round(self._lease.seconds * 1000)
         while True:
-            consumer = self._consumer.id
+            consumer = here.consumer.id
             # Not sent again when its reply is lost: `recover` gives back what it took.
-            answers = await self._calls.script(
+            answers = await here.calls.script(
                 "fetch",
-                [self._calls.client, self._fetches, consumer, self._lease, [want_arguments(want) for want in wants]],
+                [here.calls.client, self._fetches, consumer, lease, [want_arguments(want) for want in wants]],
                 patience=0,
             )
             if answers is not None:
                 return list(answers)
-            await self._consumer.reenter(consumer)
+            await here.consumer.reenter(consumer)
 
-    def _take(self, want: Want, answer: list[Any]) -> Taken:
-        taken = read_answer(want, answer, self._consumer.id)
+    def _take(self, here: _Here, want: Want, answer: list[Any]) -> Taken:
+        taken = read_answer(want, answer, here.consumer.id)
         ids = [entry.key.entry_id for entry in taken.entries]
-        self._consumer.take((want.topic, want.agent), ids, self._fetches)
-        self._watcher.fetched(want.topic, taken.top, self._fetches)
+        here.consumer.take((want.topic, want.agent), ids, self._fetches)
+        here.watcher.fetched(want.topic, taken.top, self._fetches)
         if taken.is_created and (want.topic, want.agent) in self._groups:
             logger.error(
                 "the group of agent %r on %r was gone and is made anew: the store was flushed, or the group destroyed; "
@@ -229,7 +259,7 @@ class RedisBackend:
             )
         self._groups.add((want.topic, want.agent))
         if taken.lost < 0:
-            self._watcher.ignore(want.topic)
+            here.watcher.ignore(want.topic)
             self._tell_foreign(want.topic)
         elif taken.lost:
             logger.error(
@@ -247,106 +277,112 @@ class RedisBackend:
 
     async def claim(self, keys: Sequence[tuple[EntryKey, str]]) -> list[bool]:
         """Claim fetched entries of ordered groups, in the order of their fetch."""
+        here = self._here()
         blocks: dict[Group, list[tuple[int, EntryKey, str]]] = {}
         for place, (key, ordering) in enumerate(keys):
-            if self._is_ours(key):
+            if self._is_ours(here, key):
                 blocks.setdefault((key.topic, key.agent), []).append((place, key, ordering))
         flags = [False] * len(keys)
         for (topic, agent), entries in blocks.items():
             items = [[key.entry_id, clean(ordering)] for _, key, ordering in entries]
             consumer = entries[0][1].consumer
-            reply = await self._calls.script("claim", [consumer, clean(topic), clean(agent), items])
+            reply = await here.calls.script("claim", [consumer, clean(topic), clean(agent), items])
             for (place, key, _), flag in zip(entries, reply, strict=True):
                 flags[place] = bool(flag)
                 if not flag:
-                    self._consumer.drop(self._consumer.noted([key]))
+                    here.consumer.drop(here.consumer.noted([key]))
         return flags
 
     async def withdraw(self, groups: Sequence[tuple[str, str]]) -> None:
         """Take no more of these groups: what others handed over to us goes back to them."""
-        if self._is_serving and groups:
+        here = self._here()
+        if self._serving is here and groups:
             names = [[clean(topic), clean(agent)] for topic, agent in groups]
-            await self._calls.script("withdraw", [self._consumer.id, names])
+            await here.calls.script("withdraw", [here.consumer.id, names])
 
     async def wait(self, positions: Mapping[str, int]) -> frozenset[str]:
         """The topics in which something may have changed since the fetch of that number, as soon as there are any."""
-        return await self._watcher.wait(positions)
+        return await self._here().watcher.wait(positions)
 
     # -- settling -------------------------------------------------------------------------------
 
     async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Carry out each settlement whole or not at all; tries until the server has answered."""
+        here = self._here()
         flags: list[Settled] = [False] * len(settlements)
         await trio.lowlevel.checkpoint()
-        places = [place for place, settlement in enumerate(settlements) if self._is_ours(settlement.key)]
+        places = [place for place, settlement in enumerate(settlements) if self._is_ours(here, settlement.key)]
         for start in range(0, len(places), SETTLED_AT_ONCE):
             chunk = places[start : start + SETTLED_AT_ONCE]
             ours = [settlements[place] for place in chunk]
-            bodies = await self._bodies([settlement.key for settlement in ours if settlement.dead is not None])
+            bodies = await self._bodies(here, [settlement.key for settlement in ours if settlement.dead is not None])
             for part in parts_of(ours, bodies):
-                noted = self._consumer.noted(each.settlement.key for each in part)
-                settled = await self._settle(part)
+                noted = here.consumer.noted(each.settlement.key for each in part)
+                settled = await self._settle(here, part)
                 for place, flag in zip(chunk, settled, strict=False):
                     flags[place] = flag
                 chunk = chunk[len(part) :]
                 kept = [
                     one.settlement.key for one, flag in zip(part, settled, strict=True) if not isinstance(flag, bool)
                 ]
-                still = self._consumer.noted(kept)
-                self._consumer.drop([one for one in noted if one not in still] if still else noted)
+                still = here.consumer.noted(kept)
+                here.consumer.drop([one for one in noted if one not in still] if still else noted)
         return flags
 
-    async def _settle(self, part: Sequence[Prepared]) -> list[Settled]:
+    async def _settle(self, here: _Here, part: Sequence[Prepared]) -> list[Settled]:
         """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
         consumer = part[0].settlement.key.consumer
         flags: list[Settled] = [False] * len(part)
         blocks = Blocks(part)
         try:
-            reply = await self._calls.once(
-                "settle", [consumer, self._window, blocks.arguments], blocks.words, patience=math.inf
+            reply = await here.calls.once(
+                "settle", [consumer, round(self._window * 1000), blocks.arguments], blocks.words, patience=math.inf
             )
         except BackendRefused as error:
             if len(part) > 1:
-                return [flag for one in part for flag in await self._settle([one])]
+                return [flag for one in part for flag in await self._settle(here, [one])]
             return [error]
         for place, flag in zip(blocks.places, reply, strict=True):
             flags[place] = bool(flag)
         return flags
 
-    async def _bodies(self, keys: list[EntryKey]) -> dict[EntryKey, bytes]:
+    async def _bodies(self, here: _Here, keys: list[EntryKey]) -> dict[EntryKey, bytes]:
         """The bodies of entries that go to the dead letters."""
         if not keys:
             return {}
         blocks = [[clean(key.topic), [key.entry_id]] for key in keys]
-        found = await self._calls.script("bodies", [blocks], patience=math.inf)
+        found = await here.calls.script("bodies", [blocks], patience=math.inf)
         return {key: body_of(fields) for key, fields in zip(keys, found, strict=True)}
 
     async def release(self, keys: Sequence[EntryKey]) -> None:
         """Give entries back to their groups at once; tries until the server has answered."""
+        here = self._here()
         blocks: dict[Group, list[str]] = {}
-        ours = [key for key in keys if self._is_ours(key)]
+        ours = [key for key in keys if self._is_ours(here, key)]
         for key in ours:
             blocks.setdefault((clean(key.topic), clean(key.agent)), []).append(key.entry_id)
         if not blocks:
             await trio.lowlevel.checkpoint()
             return
         arguments = [[topic, agent, ids] for (topic, agent), ids in blocks.items()]
-        noted = self._consumer.noted(ours)
-        await self._calls.once("release", [ours[0].consumer, arguments], patience=math.inf)
-        self._consumer.drop(noted)
+        noted = here.consumer.noted(ours)
+        await here.calls.once("release", [ours[0].consumer, arguments], patience=math.inf)
+        here.consumer.drop(noted)
 
-    def _is_ours(self, key: EntryKey) -> bool:
-        return self._is_serving and key.consumer == self._consumer.id and is_entry_id(key.entry_id)
+    def _is_ours(self, here: _Here, key: EntryKey) -> bool:
+        return self._serving is here and key.consumer == here.consumer.id and is_entry_id(key.entry_id)
 
-    def _require_serving(self, operation: str) -> None:
-        if not self._is_serving:
+    def _require_serving(self, operation: str) -> _Here:
+        here = self._here()
+        if self._serving is not here:
             raise BackendError(f"{operation} is only possible while serve() runs")
+        return here
 
     # -- results --------------------------------------------------------------------------------
 
     async def get_results(self, task_id: str) -> list[ResultRecord]:
         """The unexpired results of a task, oldest first, one per agent."""
-        found = await self._calls.script("results", [clean(task_id)])
+        found = await self._here().calls.script("results", [clean(task_id)])
         return sorted((_record.decode(record) for record in found), key=lambda record: record.processed_at)
 
     async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
@@ -356,41 +392,41 @@ class RedisBackend:
             records = await self.get_results(task_id)
             return records if len(records) > known else None
 
-        return await self._listener.wait(self._keys.done(clean(task_id)), read)
+        return await self._here().listener.wait(self._keys.done(clean(task_id)), read)
 
     # -- looking after it -----------------------------------------------------------------------
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
         """The newest dead letters of a topic's groups that `where` admits, newest first."""
-        return await self._inspector.dead_letters(clean(topic), limit, where)
+        return await self._here().inspector.dead_letters(clean(topic), limit, where)
 
     async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
         """Give the oldest `limit` of these dead letters back to their groups as new."""
-        return await self._inspector.replay(clean(topic), where, limit)
+        return await self._here().inspector.replay(clean(topic), where, limit)
 
     async def purge_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
         """Delete the oldest `limit` of these dead letters."""
-        return await self._inspector.purge(clean(topic), where, limit)
+        return await self._here().inspector.purge(clean(topic), where, limit)
 
     async def streams(self) -> list[StreamInfo]:
         """Every stream there is, by topic."""
-        return await self._inspector.streams()
+        return await self._here().inspector.streams()
 
     async def metrics(self) -> list[AgentMetrics]:
         """What every agent has done, by topic and agent."""
-        return await self._inspector.metrics()
+        return await self._here().inspector.metrics()
 
     async def pause(self, agent: str) -> None:
         """Have no consumer take anything for this agent until `resume`."""
-        await self._calls.script("pause", [clean(agent), 1])
+        await self._here().calls.script("pause", [clean(agent), 1])
 
     async def resume(self, agent: str) -> None:
         """End a pause."""
-        await self._calls.script("pause", [clean(agent), 0])
+        await self._here().calls.script("pause", [clean(agent), 0])
 
     async def paused(self) -> frozenset[str]:
         """The agents that are paused."""
-        return frozenset(name.decode() for name in await self._calls.command("SMEMBERS", self._keys.paused))
+        return frozenset(name.decode() for name in await self._here().calls.command("SMEMBERS", self._keys.paused))
 
     async def save_agents(self, agents: Sequence[AgentRecord]) -> None:
         """Register agents; one that exists keeps its `created_at`."""
@@ -403,14 +439,14 @@ class RedisBackend:
             for agent in agents
         ]
         if rows:
-            await self._calls.script("register", [rows])
+            await self._here().calls.script("register", [rows])
             self._agents.update({row[0]: row for row in rows})
 
     async def list_agents(self) -> list[AgentRecord]:
         """The registered agents, by topic and name."""
-        flat = await self._calls.command("HGETALL", self._keys.agents_since)
+        flat = await self._here().calls.command("HGETALL", self._keys.agents_since)
         since = dict(zip(flat[::2], map(float, flat[1::2]), strict=True))
-        flat = await self._calls.command("HGETALL", self._keys.agents)
+        flat = await self._here().calls.command("HGETALL", self._keys.agents)
         records = [
             msgspec.structs.replace(_agent.decode(record), created_at=since.get(name, 0.0))
             for name, record in zip(flat[::2], flat[1::2], strict=True)
@@ -419,35 +455,36 @@ class RedisBackend:
 
     async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value
         """Keep a value for all processes."""
-        await self._calls.command("HSET", self._keys.config, clean(key), msgspec.json.encode(value))
+        await self._here().calls.command("HSET", self._keys.config, clean(key), msgspec.json.encode(value))
 
     async def delete_config(self, key: str) -> bool:
         """Forget a value; True when there was one."""
-        return bool(await self._calls.command("HDEL", self._keys.config, clean(key)))
+        return bool(await self._here().calls.command("HDEL", self._keys.config, clean(key)))
 
     async def config(self) -> dict[str, Any]:
         """All values that are kept, by key."""
-        flat = await self._calls.command("HGETALL", self._keys.config)
+        flat = await self._here().calls.command("HGETALL", self._keys.config)
         return {name.decode(): msgspec.json.decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
     async def diagnose(self) -> list[Finding]:
         """Check reachability, version, memory policy, persistence, role, clock and trimming publishers."""
-        return await doctoring.diagnose(self._calls, self._keys)
+        return await doctoring.diagnose(self._here().calls, self._keys)
 
     async def delete_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Forget groups, and trim what only they needed."""
         if groups:
-            await self._calls.script("forget", [[[clean(topic), clean(agent)] for topic, agent in groups]])
+            await self._here().calls.script("forget", [[[clean(topic), clean(agent)] for topic, agent in groups]])
             self._groups.difference_update(groups)
             for topic, agent in groups:
                 self._agents.pop(clean(f"{agent}:{topic}"), None)
 
     async def delete_stream(self, topic: str) -> int:
         """Remove all entries and delayed publications of a topic without groups."""
-        return int(await self._calls.once("empty", [clean(topic)]))
+        return int(await self._here().calls.once("empty", [clean(topic)]))
 
     async def close(self) -> None:
-        """Finish what was accepted and disconnect; the next call connects again."""
-        await self._calls.close()
-        await self._watcher.disconnect()
-        await self._listener.disconnect()
+        """Finish what this run has accepted and disconnect it; the next call connects again."""
+        here = self._here()
+        await here.calls.close()
+        await here.watcher.disconnect()
+        await here.listener.disconnect()

@@ -6,8 +6,10 @@ the last reply of each slot, so a repeat after a lost connection gets the first 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import os
 import random
 import re
 import secrets
@@ -53,21 +55,52 @@ _PASSING_ERRORS = (
 )
 
 
-class Calls:
-    """The scripts and commands of one backend. `patience` (seconds) is how long a call is tried."""
+class Caller:
+    """Who a process is to the server: numbered calls carry its `id`. All its runs share it, in all threads.
 
-    def __init__(self, redis: TrioRedis, keys: Keys, *, patience: float) -> None:
+    A process has one of its own, a child that was forked too: the server takes a call under a number that it
+    has met for a repeat, and answers it with what the first one brought.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.id = secrets.token_hex(8)
+        self.has_checked = False
+        """Whether the server was found to be one that we can use."""
+        # Each step of these is one of the interpreter's, so threads need no lock.
+        self._numbers = itertools.count(1)
+        self._slots = itertools.count(1)
+        self._free: list[int] = []
+
+    def open(self) -> Ticket:
+        """A slot that nobody uses, and a number above all that it was used with."""
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            slot = next(self._slots)
+        return slot, next(self._numbers)
+
+    def retire(self, ticket: Ticket) -> None:
+        """The slot may be used again."""
+        self._free.append(ticket[0])
+
+
+class Calls:
+    """The scripts and commands of one backend in one trio run. `patience` (seconds) is how long a call is tried."""
+
+    def __init__(self, redis: TrioRedis, keys: Keys, caller: Caller, *, patience: float) -> None:
         self.redis = redis
         self._keys = keys
+        self._caller = caller
         self._patience = patience
-        self.client = secrets.token_hex(8)
-        self._last = 0
-        self._slots = 0
-        self._free: list[int] = []
         self._in_flight = 0
-        self._is_checked = False
         self.generation = 0
         """Goes up with every `close()`."""
+
+    @property
+    def client(self) -> str:
+        """Who we are to the server."""
+        return self._caller.id
 
     # -- calling --------------------------------------------------------------------------------
 
@@ -106,15 +139,11 @@ class Calls:
 
     def open(self) -> Ticket:
         """A ticket for `numbered`, to be given to `retire` when its outcome is known or nobody asks any more."""
-        self._last += 1
-        if not self._free:
-            self._slots += 1
-            self._free.append(self._slots)
-        return self._free.pop(), self._last
+        return self._caller.open()
 
     def retire(self, ticket: Ticket) -> None:
         """Let the server forget the reply."""
-        self._free.append(ticket[0])
+        self._caller.retire(ticket)
 
     async def command(self, *args: str | bytes | float, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """Run a command that may be repeated without harm; raises BackendError."""
@@ -126,7 +155,7 @@ class Calls:
         with trio.move_on_after(self._patience):
             while self._in_flight:  # noqa: ASYNC110 -- they end within a round trip
                 await trio.sleep(0.002)
-        self._is_checked = False
+        self._caller.has_checked = False
         await self.redis.aclose()
 
     # -- sending --------------------------------------------------------------------------------
@@ -145,7 +174,7 @@ class Calls:
         try:
             while True:
                 try:
-                    if not self._is_checked:
+                    if not self._caller.has_checked:
                         await self._check_server()
                     return await send()
                 except (exceptions.RedisError, OSError) as failure:
@@ -176,7 +205,7 @@ class Calls:
                 f"{where} is part of a cluster, and a cluster takes keys together only when they carry one hash tag: "
                 "set OMNIACTORS_PREFIX to one, as in {work}:"
             )
-        self._is_checked = True
+        self._caller.has_checked = True
 
     async def _is_cluster(self) -> bool:
         try:

@@ -13,7 +13,7 @@ import trio
 from redis import exceptions
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.commands import AsyncCoreCommands
-from trio.lowlevel import current_trio_token, wait_task_rescheduled
+from trio.lowlevel import wait_task_rescheduled
 
 from omniactors.streams.redis.address import codec, read_address
 from omniactors.streams.redis.connection import pack
@@ -29,6 +29,7 @@ from omniactors.streams.redis.refusals import (
     refuse_blocking,
     word_of,
 )
+from omniactors.streams.runs import PerRun
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,12 +58,17 @@ class _Local:
     """What belongs to one trio run: sockets, locks and waiters of another one are of no use."""
 
     def __init__(self, dialer: Dialer) -> None:
-        self.trio_token = trio.lowlevel.current_trio_token()
         self.dialer = dialer
         self.lock = trio.Lock()
         self.connection: RedisConnection | None = None
         self.connected_at = 0.0
         self.attempt: _Attempt | None = None
+        self.link: Link | None = None
+        self.nursery: tuple[AbstractAsyncContextManager[trio.Nursery], trio.CancelScope] | None = None
+
+    def forget_link(self) -> None:
+        """Its connection ended."""
+        self.link = None
 
 
 class TrioRedis(AsyncCoreCommands):
@@ -70,8 +76,9 @@ class TrioRedis(AsyncCoreCommands):
 
     Inside `async with` (or while `run` runs) all tasks share one connection: what is ready together leaves
     together, and a lost connection is made anew by the next call. Outside, calls take turns on one
-    connection that no task tends, and blocking commands are allowed. One object serves several `trio.run`
-    one after the other; close it with `aclose`.
+    connection that no task tends, and blocking commands are allowed. One object serves any number of
+    `trio.run`, also side by side in several threads, each with connections of its own, which end with it;
+    `aclose` closes those of the run that calls it.
 
     `url` is redis://, rediss:// (TLS), unix://, valkey:// or valkeys://, with redis-py's options in its
     query. A call that finds no connection takes at most `connect_timeout` seconds, and the waiting time
@@ -109,14 +116,13 @@ class TrioRedis(AsyncCoreCommands):
         self._client_name = client_name or self._address.client_name
         self._credential_provider = credential_provider
         self._known: set[str | bytes] = set()
-        self._link: Link | None = None
-        self._local: _Local | None = None
-        self._nursery: tuple[AbstractAsyncContextManager[trio.Nursery], trio.CancelScope] | None = None
+        self._here = PerRun(self._new_local)
 
     def __repr__(self) -> str:
-        if self._link is not None:
-            state = f"shared connection, {self._link.outstanding} replies owed"
-        elif self._local is not None and self._local.connection is not None:
+        here = self._here.made()
+        if here is not None and here.link is not None:
+            state = f"shared connection, {here.link.outstanding} replies owed"
+        elif here is not None and here.connection is not None:
             state = "one connection"
         else:
             state = "not connected"
@@ -161,9 +167,10 @@ class TrioRedis(AsyncCoreCommands):
         `timeout` bounds no work: it replaces `response_timeout` for this command (math.inf: no limit).
         Raises what the class says.
         """
-        link = self._link
-        if link is None or link.trio_token is not current_trio_token():
-            return await self._call_unlinked(words, timeout)
+        here = self._here()
+        link = here.link
+        if link is None:
+            return await self._call_unlinked(here, words, timeout)
         if words[0] not in self._known:
             self._admit(words)
             refuse_blocking(words)
@@ -224,10 +231,10 @@ class TrioRedis(AsyncCoreCommands):
 
     async def aclose(self) -> None:
         """Close what is open; who waits for a reply gets ConnectionLost. A later call connects anew."""
-        if self._local is not None:
-            here = self._here()
-            if self._link is not None:
-                self._link.close()
+        here = self._here.made()
+        if here is not None:
+            if here.link is not None:
+                here.link.close()
             await self._close_own(here)
         await trio.lowlevel.checkpoint()
 
@@ -240,15 +247,16 @@ class TrioRedis(AsyncCoreCommands):
             nursery.cancel_scope.cancel()
             await manager.__aexit__(None, None, None)
             raise
-        self._nursery = manager, nursery.cancel_scope
+        self._here().nursery = manager, nursery.cancel_scope
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._nursery is None:
+        here = self._here()
+        if here.nursery is None:
             return
-        (manager, scope), self._nursery = self._nursery, None
+        (manager, scope), here.nursery = here.nursery, None
         scope.cancel()
         # The block's own error goes on as it is, not wrapped in the group of a nursery that only tended a socket.
         await manager.__aexit__(None, None, None)
@@ -275,15 +283,14 @@ class TrioRedis(AsyncCoreCommands):
         else:
             refuse(words)
 
-    async def _call_unlinked(self, words: tuple[Word, ...], timeout: float | None) -> Reply:  # noqa: ASYNC109
+    async def _call_unlinked(self, here: _Local, words: tuple[Word, ...], timeout: float | None) -> Reply:  # noqa: ASYNC109
         is_known = words[0] in self._known
         if not is_known:
             self._admit(words)
-        here = self._here()
         while here.attempt is not None:
             if not is_known:
                 refuse_blocking(words)
-            if self._link is not None:
+            if here.link is not None:
                 return await self.call(*words, timeout=timeout)
             await self._join(here.attempt)
         if not is_known and timeout is None:
@@ -304,8 +311,8 @@ class TrioRedis(AsyncCoreCommands):
         link: Link | None = None
         try:
             wire, reader = (await here.dialer.open()).detach()
-            link = self._link = Link(
-                wire, reader, self.location, response_timeout=self._response_timeout, on_lost=self._forget_link
+            link = here.link = Link(
+                wire, reader, self.location, response_timeout=self._response_timeout, on_lost=here.forget_link
             )
         except ConnectFailed as exc:
             attempt.failure = exc
@@ -315,9 +322,6 @@ class TrioRedis(AsyncCoreCommands):
             began = trio.current_time()
             if await link.serve():
                 here.dialer.note_lost(trio.current_time() - began)
-
-    def _forget_link(self) -> None:
-        self._link = None
 
     async def _call_in_turn(self, here: _Local, words: tuple[Word, ...], timeout: float | None) -> Reply:  # noqa: ASYNC109
         seen = here.dialer.failed_attempts
@@ -348,25 +352,16 @@ class TrioRedis(AsyncCoreCommands):
         if connection is not None:
             await connection.aclose()
 
-    def _here(self) -> _Local:
-        """The state of this trio run, made anew when there was another run, or a fork, since the last call."""
-        local = self._local
-        if local is not None and local.trio_token is current_trio_token():
-            return local
-        if local is not None and local.connection is not None:
-            local.connection.abandon()
-        if self._link is not None:
-            self._link.abandon()
-            self._link = None
-        dialer = Dialer(
-            self._address,
-            self._credentials,
-            connect_timeout=self._connect_timeout,
-            response_timeout=self._response_timeout,
-            name=self._client_name,
+    def _new_local(self) -> _Local:
+        return _Local(
+            Dialer(
+                self._address,
+                self._credentials,
+                connect_timeout=self._connect_timeout,
+                response_timeout=self._response_timeout,
+                name=self._client_name,
+            )
         )
-        self._local = _Local(dialer)
-        return self._local
 
     async def _credentials(self) -> tuple[str, ...]:
         provider = self._credential_provider

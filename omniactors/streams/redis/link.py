@@ -69,7 +69,6 @@ class Link:
         response_timeout: float,
         on_lost: Callable[[], None],
     ) -> None:
-        self.trio_token = trio.lowlevel.current_trio_token()
         self._wire = wire
         self._reader = reader
         self._location = location
@@ -122,10 +121,6 @@ class Link:
     def close(self) -> None:
         """End the link; who waits for a reply gets ConnectionLost."""
         self._fail(_CLOSED)
-
-    def abandon(self) -> None:
-        """Close the socket of an event loop that is gone, or of the process before a fork."""
-        self._wire.abandon()
 
     # -- writing -------------------------------------------------------------------------------
 

@@ -7,9 +7,12 @@ TLS is done on bytes in memory (`ssl.MemoryBIO`), so it holds for both.
 from __future__ import annotations
 
 import ssl
+import weakref
 from typing import TYPE_CHECKING
 
 import trio
+
+from omniactors.streams.runs import PerRun
 
 if TYPE_CHECKING:
     import socket
@@ -25,6 +28,7 @@ class Wire:
         sock.settimeout(0)
         self._socket = sock
         self._rest = memoryview(b"")
+        _open().add(self)
 
     def __del__(self) -> None:
         # Publishing needs no shutdown: what nobody uses any more is closed without a word.
@@ -87,12 +91,21 @@ class Wire:
             self._socket.close()
 
     def abandon(self) -> None:
-        """Close a socket of an event loop that is gone, or of another process."""
+        """Close a socket whose event loop is gone, or which is another process' too: nothing is sent."""
         self._socket.close()
 
     def _require_open(self) -> None:
         if self.is_closed:
             raise trio.ClosedResourceError("this connection was closed")
+
+
+def _abandon(wires: weakref.WeakSet[Wire]) -> None:
+    for wire in list(wires):
+        wire.abandon()
+
+
+_open: PerRun[weakref.WeakSet[Wire]] = PerRun(weakref.WeakSet, _abandon)
+"""Those of each run: they end with it, whoever left them behind."""
 
 
 class TlsWire(Wire):

@@ -18,6 +18,7 @@ import outcome
 import trio
 
 from omniactors.errors import BackendClosed
+from omniactors.streams.runs import require_trio
 from omniactors.streams.sqlite.breath import breath_of_this_run
 from omniactors.streams.sqlite.store import Store
 from omniactors.streams.sqlite.work import (
@@ -104,6 +105,7 @@ class Writer:
 
         Cancelled before the thread took it, nothing happens; afterwards the outcome is waited for.
         """
+        require_trio()
         await trio.lowlevel.checkpoint_if_cancelled()
         request = _Request(work)
         self._put(request)
@@ -114,6 +116,7 @@ class Writer:
 
     async def close(self) -> None:
         """Finish what was accepted and end the thread; the next call starts another."""
+        require_trio()
         with self._fresh_guard():
             mailbox, self._queue = self._queue, None
             if self._finalizer is not None:
