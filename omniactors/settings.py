@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 from omniactors.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Synchronous = Literal["full", "normal"]
 
@@ -45,6 +45,7 @@ LEASE = 15.0
 LEASE_RANGE = (1.0, 3600.0)
 
 KNOWN = (
+    "OMNIACTORS_ALLOWED_HOSTS",
     "OMNIACTORS_DEDUPE_WINDOW",
     "OMNIACTORS_ENTRY_LIMIT",
     "OMNIACTORS_GRACE",
@@ -69,6 +70,7 @@ _REDIS_FORM = "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], with %-signs fo
 
 _NO_PREFIX = "give each system a file of its own instead"
 _INSTEAD = "use sqlite:///FILE, which several processes of one machine share, redis://HOST, or memory://"
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
 _DOTENV_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
 
@@ -134,19 +136,21 @@ class Address:
 class Settings:
     """What a system runs with. Times are in seconds.
 
-    `chosen_by` names the setting that chose the backend. `grace` is how long running tasks may take
-    to finish at a stop, `result_ttl` how long a result is kept (above 0), `dedupe_window` how long a
-    given event id is remembered. `stream_limit` is the number of events that one stream may hold,
-    `entry_limit` the number of bytes that one event may have as JSON. `synchronous` is SQLite's:
-    "full" survives a power cut, "normal" a crash of the process. `prefix` and `lease` are Redis':
-    what all its keys begin with, and after how long without a sign of life a process counts as
-    dead. Raises SettingsError for what is not allowed.
+    `chosen_by` names the setting that chose the backend. `allowed_hosts` are names under which the
+    gateway answers beside its own addresses: a reverse proxy's, a container's. `grace` is how long
+    running tasks may take to finish at a stop, `result_ttl` how long a result is kept (above 0),
+    `dedupe_window` how long a given event id is remembered. `stream_limit` is the number of events that
+    one stream may hold, `entry_limit` the number of bytes that one event may have as JSON.
+    `synchronous` is SQLite's: "full" survives a power cut, "normal" a crash of the process. `prefix`
+    and `lease` are Redis': what all its keys begin with, and after how long without a sign of life a
+    process counts as dead. Raises SettingsError for what is not allowed.
     """
 
     backend: BackendUrl
     chosen_by: str = "the default"
     token: str | None = field(default=None, repr=False)
     listen: Address | None = None
+    allowed_hosts: tuple[str, ...] = ()
     grace: float = 30.0
     result_ttl: float = DAY
     dedupe_window: float = DAY
@@ -168,6 +172,7 @@ class Settings:
             limit = getattr(self, name)
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise SettingsError(f"{name} must be a whole number of at least 1, not {limit!r}")
+        parse_hosts(self.allowed_hosts, "allowed_hosts")
         least, most = LEASE_RANGE
         if not least <= self.lease <= most:
             raise SettingsError(f"lease must be a number of seconds from {least:g} to {most:g}, not {self.lease!r}")
@@ -180,6 +185,8 @@ class Settings:
         if self.listen is not None:
             is_any = self.listen.port == 0
             parts.append(f"listen {self.listen.host} on a free port" if is_any else f"listen {self.listen}")
+        if self.allowed_hosts:
+            parts.append(f"as {' and '.join(self.allowed_hosts)} too")
         if self.token is not None:
             parts.append("with a token")
         if self.synchronous != "full":
@@ -188,10 +195,16 @@ class Settings:
             parts.append(f"prefix {self.prefix}")
         return ", ".join(parts)
 
-    def with_gateway(self, *, listen: str | None, token: str | None) -> Settings:
+    def with_gateway(
+        self, *, listen: str | None, token: str | None, allowed_hosts: Sequence[str] | None = None
+    ) -> Settings:
         """These settings with what the command line said about the gateway, where it said something."""
-        address = self.listen if listen is None else parse_address(listen, "--listen")
-        return replace(self, listen=address, token=self.token if token is None else _token(token, "--token"))
+        return replace(
+            self,
+            listen=self.listen if listen is None else parse_address(listen, "--listen"),
+            token=self.token if token is None else _token(token, "--token"),
+            allowed_hosts=self.allowed_hosts if allowed_hosts is None else parse_hosts(allowed_hosts, "--allowed-host"),
+        )
 
 
 def read_settings(url: str | None = None, *, folder: Path | None = None) -> Settings:
@@ -222,11 +235,13 @@ def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str,
         raise SettingsError(f"OMNIACTORS_PREFIX is for Redis, and the store is {backend}: {_NO_PREFIX}")
     listen = values.get("OMNIACTORS_LISTEN")
     token = values.get("OMNIACTORS_TOKEN")
+    hosts = values.get("OMNIACTORS_ALLOWED_HOSTS", "")
     return Settings(
         backend=backend,
         chosen_by=chosen_by,
         token=None if token is None else _token(token, "OMNIACTORS_TOKEN"),
         listen=None if listen is None else parse_address(listen, "OMNIACTORS_LISTEN"),
+        allowed_hosts=parse_hosts(re.split("[, ]+", hosts), "OMNIACTORS_ALLOWED_HOSTS"),
         grace=_seconds(values, "OMNIACTORS_GRACE", 30.0),
         result_ttl=_seconds_above_zero(values, "OMNIACTORS_RESULT_TTL", DAY),
         dedupe_window=_seconds(values, "OMNIACTORS_DEDUPE_WINDOW", DAY),
@@ -284,6 +299,21 @@ def parse_address(text: str, setting: str) -> Address:
     if match is None or not 0 <= port <= MAX_PORT:
         raise SettingsError(f"{setting} must be HOST:PORT with a port from 0 to 65535, not {text!r}")
     return Address(match[1] or match[2], port)
+
+
+def parse_hosts(names: Sequence[str], setting: str) -> tuple[str, ...]:
+    """Host names or addresses, without port; raises SettingsError."""
+    if isinstance(names, str):
+        raise SettingsError(f"{setting} must be a list of names, not the text {names!r}")
+    kept = [name.strip() for name in names if name.strip()]
+    for name in kept:
+        try:
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            if not _HOST.fullmatch(name):
+                example = "omni.example.com"
+                raise SettingsError(f"{setting} must be host names without port, as {example}, not {name!r}") from None
+    return tuple(dict.fromkeys(kept))
 
 
 def _backend(url: str | None, values: Mapping[str, str], folder: Path) -> tuple[BackendUrl, str]:

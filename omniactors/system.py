@@ -1,26 +1,43 @@
 """The system: store, event bus, agents and gateway, put together in one place.
 
 system (one_for_one)
-|- edge (one_for_one)      bus, gateway: a failure here never touches work
-'- work (rest_for_one)     see `omniactors.agents.runtime`
+|- edge (one_for_one)      bus, gateway: transient, so that one that gave up stays down
+|- work (rest_for_one)     see `omniactors.agents.runtime`
+'- nurse                   starts the edge again, after a growing pause
+
+What fails in the edge never touches work: what an edge that gave up needs is a start on request, which
+counts for no restart limit.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import trio
 
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import open_supervisor, subtree
+from omniactors.agents.attempt import error_info, lone_error
+from omniactors.agents.failures import described
 from omniactors.agents.options import AgentConfig, AgentKeywords
-from omniactors.agents.runtime import AgentRuntime, start_failure
+from omniactors.agents.runtime import CURE, AgentRuntime, start_failure
 from omniactors.backoff import Backoff
-from omniactors.errors import AgentError, ChildStartError, OmniActorsError, SettingsError
+from omniactors.errors import (
+    AgentError,
+    BackendError,
+    ChildStartError,
+    GaveUp,
+    OmniActorsError,
+    SettingsError,
+    SupervisionError,
+)
 from omniactors.events.bus import EventBus
+from omniactors.events.event import Event
 from omniactors.gateway.server import serve
 from omniactors.operations.agents import AgentOperations
 from omniactors.operations.config import ConfigOperations
@@ -41,12 +58,17 @@ if TYPE_CHECKING:
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.refs import ActorRef
     from omniactors.actors.supervisor import Supervisor
+    from omniactors.actors.trees import Subtree
     from omniactors.agents.agent import Agent
     from omniactors.gateway.config import GatewayAddress
     from omniactors.operations.health import AgentCounts
     from omniactors.settings import Address
     from omniactors.streams.backend import Backend, Finding, RuntimeRecord
     from omniactors.streams.envelope import EventEnvelope
+
+EDGE_BACKOFF = Backoff(initial=0.1, maximum=5.0)
+
+logger = logging.getLogger("omniactors.system")
 
 
 def tell_stderr(line: str) -> None:
@@ -229,6 +251,7 @@ class OmniActors:
         *,
         listen: str | None = None,
         token: str | None = None,
+        allowed_hosts: Sequence[str] | None = None,
         tell: Callable[[str], None] = tell_stderr,
         task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -236,12 +259,14 @@ class OmniActors:
 
         Started, with the gateway's URL or None, when every agent is ready. With `listen`
         ("host:port", port 0 for a free one; default: OMNIACTORS_LISTEN, else nothing) watchers can
-        connect. `tell` gets the line that says what the settings chose. Cancelled, it stops in
+        connect, under its own address and under the names `allowed_hosts` (default:
+        OMNIACTORS_ALLOWED_HOSTS). `tell` gets the line that says what the settings chose. Cancelled, it stops in
         order: nothing new is taken, running tasks have `Settings.grace` seconds to finish, what is
         left is released and will be delivered again.
         Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
         """
-        async with self._running(listen=listen, token=token, tell=tell) as supervisor:
+        settings = self.settings.with_gateway(listen=listen, token=token, allowed_hosts=allowed_hosts)
+        async with self._running(settings, tell) as supervisor:
             task_status.started(self._gateway_url)
             await supervisor.wait_stopping()
 
@@ -279,7 +304,7 @@ class OmniActors:
     @asynccontextmanager
     async def _as_block(self) -> AsyncIterator[Self]:
         try:
-            async with self._running(listen=None, token=None):
+            async with self._running(self.settings, tell_stderr):
                 yield self
         finally:
             # A store in memory would be gone, and with it the results that the block was for.
@@ -288,17 +313,14 @@ class OmniActors:
                     await self._backend.close()
 
     @asynccontextmanager
-    async def _running(
-        self, *, listen: str | None, token: str | None, tell: Callable[[str], None] = tell_stderr
-    ) -> AsyncIterator[Supervisor]:
+    async def _running(self, settings: Settings, tell: Callable[[str], None]) -> AsyncIterator[Supervisor]:
         require_trio()
         if self._supervisor is not None:
             raise OmniActorsError("the system runs already")
-        settings = self.settings.with_gateway(listen=listen, token=token)
         tell(settings.describe())
         try:
             async with open_supervisor(
-                subtree(*self._edge(settings), name="edge"),
+                ChildSpec(self._edge(settings), restart="transient"),
                 self._runtime.tree(),
                 backoff=Backoff(initial=0.1, maximum=5.0),
                 name="system",
@@ -306,6 +328,8 @@ class OmniActors:
             ) as supervisor:
                 self._supervisor = supervisor
                 await self._backend.announce(self._gateway_url)
+                nurse = partial(self._nurse, supervisor)
+                await supervisor.start_child(ChildSpec(nurse, id="nurse", restart="temporary"))
                 yield supervisor
         except ChildStartError as error:
             root = _root(error)
@@ -313,17 +337,48 @@ class OmniActors:
         finally:
             self._supervisor = self._gateway_url = self._gateway_port = None
 
-    def _edge(self, settings: Settings) -> list[ChildSpec]:
+    def _edge(self, settings: Settings) -> Subtree:
         children = [ChildSpec(self.bus.run, id="bus", restart="permanent")]
         if settings.listen is not None:
-            gateway = ChildSpec(self._gateway, settings.listen, settings.token, id="gateway", restart="permanent")
-            children.append(gateway)
-        return children
+            children.append(ChildSpec(self._gateway, settings, settings.listen, id="gateway", restart="permanent"))
+        return subtree(*children, name="edge", backoff=EDGE_BACKOFF)
 
-    async def _gateway(self, address: Address, token: str | None, *, task_status: Incarnation) -> None:
+    async def _nurse(self, supervisor: Supervisor) -> None:
+        """Start the edge again when it has given up, for as long as it takes; ends when somebody stops the edge."""
+        edge = supervisor.child("edge")
+        tries, begun = 0, trio.current_time()
+        while (failure := (await edge.wait_stopped()).error) is not None:
+            tries = 1 if trio.current_time() - begun >= CURE.reset_after else tries + 1
+            pause = CURE.delay(tries, 0.0)
+            problem = described(error_info(_innermost(failure)))
+            self._gateway_url = None
+            logger.error("the gateway is down: %s; work goes on, and it is tried again in %g s", problem, pause)
+            self.bus.publish(Event(event_type="gateway.down", data={"reason": problem, "next_in": pause}))
+            await self._announce(problem)
+            await trio.sleep(pause)
+            begun = trio.current_time()
+            with suppress(SupervisionError):
+                await supervisor.restart_child("edge")
+                logger.warning("the gateway is back")
+                await self._announce(None)
+
+    async def _announce(self, problem: str | None) -> None:
+        """Have the store know where the gateway is, or why it is down."""
+        try:
+            await self._backend.announce(self._gateway_url, problem)
+        except BackendError as error:
+            logger.warning("where the gateway is, or why it is down, is not recorded: %s", error)
+
+    async def _gateway(self, settings: Settings, address: Address, *, task_status: Incarnation) -> None:
         """The gateway as a child. Restarted, it binds the port that it had, since watchers come back to it."""
-        port = self._gateway_port or address.port
-        await serve(self.bus, host=address.host, port=port, token=token, task_status=_Bound(self, task_status))
+        await serve(
+            self.bus,
+            host=address.host,
+            port=self._gateway_port or address.port,
+            token=settings.token,
+            allowed_hosts=settings.allowed_hosts,
+            task_status=_Bound(self, task_status),
+        )
 
     def gateway_bound(self, address: GatewayAddress) -> None:
         """Called by the gateway when it listens."""
@@ -366,6 +421,14 @@ def open_backend(settings: Settings) -> Backend:
         dedupe_window=settings.dedupe_window,
         stream_limit=settings.stream_limit,
     )
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What made a tree give up or not start, without the trees and groups around it."""
+    error = lone_error(error)
+    while isinstance(error, GaveUp | ChildStartError) and error.__cause__ is not None:
+        error = lone_error(error.__cause__)
+    return error
 
 
 def _root(error: ChildStartError) -> BaseException:

@@ -77,6 +77,7 @@ def test_every_setting_is_read() -> None:
         OMNIACTORS_ENTRY_LIMIT="65536",
         OMNIACTORS_TOKEN="s3cret",
         OMNIACTORS_LISTEN="127.0.0.1:8765",
+        OMNIACTORS_ALLOWED_HOSTS="omni.example, omni_watch,10.0.0.7, [::1] ",
         OMNIACTORS_GRACE="2.5",
         OMNIACTORS_RESULT_TTL="60",
         OMNIACTORS_DEDUPE_WINDOW="0",
@@ -91,6 +92,7 @@ def test_every_setting_is_read() -> None:
         entry_limit=65_536,
         token="s3cret",
         listen=Address("127.0.0.1", 8765),
+        allowed_hosts=("omni.example", "omni_watch", "10.0.0.7", "[::1]"),
         grace=2.5,
         result_ttl=60.0,
         dedupe_window=0.0,
@@ -105,6 +107,12 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
     assert (changed.listen, changed.token) == (Address("127.0.0.1", 2), "new")
 
 
+def test_the_names_of_the_command_line_take_the_place_of_those_in_the_settings() -> None:
+    settings = choose(OMNIACTORS_ALLOWED_HOSTS="a.example")
+    assert settings.with_gateway(listen=None, token=None).allowed_hosts == ("a.example",)
+    assert settings.with_gateway(listen=None, token=None, allowed_hosts=["b", "c", "b"]).allowed_hosts == ("b", "c")
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 
@@ -117,6 +125,9 @@ def test_the_command_line_overrides_the_gateway_settings() -> None:
         ({"REDIS_URL": "memory://"}, r"REDIS_URL must be redis://.*, and is memory://"),
         ({"STORAGE_BACKEND": "redis", "REDIS_URL": "sqlite:///a"}, "REDIS_URL must be redis://.*, and is sqlite:"),
         ({"OMNIACTORS_URL": "ftp://h"}, "OMNIACTORS_URL must begin with sqlite:///.* and is ftp://"),
+        ({"OMNIACTORS_ALLOWED_HOSTS": "a.example:8000"}, "OMNIACTORS_ALLOWED_HOSTS must be host names without port"),
+        ({"OMNIACTORS_ALLOWED_HOSTS": "http://a"}, "OMNIACTORS_ALLOWED_HOSTS must be host names without port"),
+        ({"OMNIACTORS_ALLOWED_HOSTS": "*"}, "OMNIACTORS_ALLOWED_HOSTS must be host names without port"),
         ({"OMNIACTORS_GRACE": "soon"}, "OMNIACTORS_GRACE must be a number of seconds of at least 0, not 'soon'"),
         ({"OMNIACTORS_GRACE": "-1"}, "OMNIACTORS_GRACE must be"),
         ({"OMNIACTORS_RESULT_TTL": "nan"}, "OMNIACTORS_RESULT_TTL must be"),

@@ -200,8 +200,9 @@ class FunctionChild:
         """Call the function once."""
         if self._takes_status:
             return await self._function(*self._args, task_status=status)
+        arguments = self._args  # of a temporary child they are forgotten once it is ready
         status.started()
-        return await self._function(*self._args)
+        return await self._function(*arguments)
 
     def forget_arguments(self) -> None:
         """Keep the arguments no longer; the function itself may."""

@@ -27,6 +27,7 @@ class Command:
     target: str
     listen: str | None
     token: str | None
+    allowed_hosts: tuple[str, ...] = ()
 
     def line(self, number: int, lifeline: int) -> list[str]:
         """The command line of worker `number`; executed, not forked: it begins with nothing of this process."""
@@ -37,6 +38,8 @@ class Command:
             options += ["--listen", self.listen]
         if self.token is not None:
             options += ["--token", self.token]
+        for name in self.allowed_hosts:
+            options += ["--allowed-host", name]
         warnings = [f"-W{option}" for option in sys.warnoptions]
         return [sys.executable, *safe_path, *warnings, "-m", "omniactors", "run", *options, "--", self.target]
 

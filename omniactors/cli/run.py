@@ -18,7 +18,7 @@ from omniactors.cli.output import Format, FormatOption, counted, print_json, say
 from omniactors.cli.process import Command
 from omniactors.cli.serving import Service, Stop, serve
 from omniactors.cli.worker import serve_parent
-from omniactors.settings import Settings, parse_address, read_settings
+from omniactors.settings import Settings, parse_address, parse_hosts, read_settings
 
 if TYPE_CHECKING:
     from omniactors import OmniActors
@@ -37,6 +37,10 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Where watchers connect; default: a free local port.")
     ] = None,
     token: Annotated[str | None, typer.Option(metavar="T", help="What watchers must present.")] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name under which the gateway is reached, as behind a proxy; repeatable."),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(
@@ -53,15 +57,18 @@ def run(
     """
     if listen is not None:
         parse_address(listen, "--listen")
+    hosts = parse_hosts(allowed_host, "--allowed-host") if allowed_host else None
     settings = read_settings()
     if workers > 1:
-        is_forced = trio.run(run_workers, Command(target, listen=listen, token=token), workers, output)
+        is_forced = trio.run(
+            run_workers, Command(target, listen=listen, token=token, allowed_hosts=hosts or ()), workers, output
+        )
     else:
         program = load(target)
         omni = _system(program, settings, target)
         if listen is None and (worker > 1 or omni.settings.listen is None):
             listen = ANY_LOCAL_PORT
-        service = Service(omni, program.origin, listen, token)
+        service = Service(omni, program.origin, listen, token, hosts)
         if lifeline is None:
             is_forced = trio.run(_serve, service, output)
         else:

@@ -20,12 +20,13 @@ REPORT_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Service:
-    """A system that is to run: the file that it is from, where its gateway listens, and what watchers must present."""
+    """A system that is to run: its file, where its gateway listens, what watchers must present, and its other names."""
 
     omni: OmniActors
     origin: str
     listen: str | None
     token: str | None
+    allowed_hosts: tuple[str, ...] | None = None
 
 
 class Stop:
@@ -83,7 +84,13 @@ async def serve(
 
     `tell` gets the line about its settings, `ready` its gateway's URL; `beside` runs until the end.
     """
-    start = partial(service.omni.run, listen=service.listen, token=service.token, tell=tell)
+    start = partial(
+        service.omni.run,
+        listen=service.listen,
+        token=service.token,
+        allowed_hosts=service.allowed_hosts,
+        tell=tell,
+    )
     # The receiver surrounds everything: a signal at any moment stops in order.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

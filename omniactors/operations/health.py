@@ -59,9 +59,10 @@ async def read_metrics(backend: Backend) -> dict[str, dict[str, AgentCounts]]:
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How all processes on one store do together.
 
-    `status` is "ok"; "failing" while an agent has given up somewhere; "idle" when no process runs any
-    agent; "unreachable" when the store cannot be used, and `problem` says why. `agents` are those that
-    run somewhere or gave up there, `gave_up` has the latter with the reason, `paused` those that are paused.
+    `status` is "ok"; "failing" while an agent or a gateway has given up somewhere; "idle" when no
+    process runs any agent; "unreachable" when the store cannot be used. `problem` says why it cannot, or
+    which gateway is down and why. `agents` are those that run somewhere or gave up there, `gave_up`
+    has the latter with the reason, `paused` those that are paused.
     """
 
     status: Literal["ok", "failing", "idle", "unreachable"]
@@ -79,17 +80,28 @@ async def read_health(backend: Backend) -> Health:
         runtimes, paused = await backend.runtimes(), await backend.paused()
     except BackendError as error:
         return Health(status="unreachable", store=backend.location, problem=str(error))
+    down = _gateways_down(runtimes)
     gave_up = {agent: reason for runtime in runtimes for agent, reason in runtime.gave_up.items()}
     served = {
         agent for runtime in runtimes for topic, agent in runtime.groups or () if not topic.startswith(INTERNAL_PREFIX)
     }
     return Health(
-        status="failing" if gave_up else "ok" if runtimes else "idle",
+        status="failing" if gave_up or down else "ok" if runtimes else "idle",
         store=backend.location,
         runtimes=tuple(runtimes),
         agents=tuple(sorted(served | gave_up.keys())),
         gave_up=gave_up,
         paused=tuple(sorted(paused)),
+        problem=f"the gateway is down {down}" if down else "",
+    )
+
+
+def _gateways_down(runtimes: list[RuntimeRecord]) -> str:
+    """Where a gateway is down, and why; empty when none is."""
+    return "; ".join(
+        f"in process {runtime.pid} on {runtime.host} ({runtime.gateway_problem})"
+        for runtime in runtimes
+        if runtime.gateway_problem is not None
     )
 
 
@@ -105,6 +117,7 @@ async def examine(backend: Backend, *, stream_limit: int) -> list[Finding]:
     return [
         *findings,
         _about_outages(runtimes),
+        _about_gateways(runtimes),
         _about_pauses(paused),
         _about_readers(streams, runtimes, time.time()),
         _about_room(streams, stream_limit),
@@ -125,6 +138,18 @@ def _about_outages(runtimes: list[RuntimeRecord]) -> Finding:
         status="error",
         message="; ".join(found),
         advice="put right what it says; it is tried again each minute, at once with: omniactors agent restart NAME",
+    )
+
+
+def _about_gateways(runtimes: list[RuntimeRecord]) -> Finding:
+    down = _gateways_down(runtimes)
+    if not down:
+        return Finding(check="gateway", status="ok", message="no gateway is down")
+    return Finding(
+        check="gateway",
+        status="error",
+        message=f"it is down {down}; work goes on, and nobody can watch",
+        advice="put right what it says: a gateway that is down is tried again each minute",
     )
 
 

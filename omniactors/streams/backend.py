@@ -180,6 +180,7 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
 class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A live runtime: its consumer id, its process, and where its gateway listens (a URL or None).
 
+    `gateway_problem` says why the gateway that it should have is down; work goes on without.
     `groups` are the pairs (topic, agent) that it serves, None when it does not say (an older version);
     `gave_up` those of its agents that gave up, each with the last reason.
     """
@@ -189,6 +190,7 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     started_at: float
     gateway: str | None = None
+    gateway_problem: str | None = None
     groups: tuple[tuple[str, str], ...] | None = None
     gave_up: dict[str, str] = {}
 
@@ -250,8 +252,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def announce(self, gateway: str | None) -> None:
-        """Record where this consumer's gateway listens."""
+    async def announce(self, gateway: str | None, problem: str | None = None) -> None:
+        """Record where this consumer's gateway listens, or why it is down."""
         ...
 
     async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:

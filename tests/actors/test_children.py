@@ -505,3 +505,16 @@ async def test_an_actor_knows_its_supervisor_and_itself() -> None:
 
     async with open_supervisor() as sup:
         await sup.start_child(Knows)
+
+
+async def test_a_temporary_function_gets_its_arguments() -> None:
+    got: list[object] = []
+
+    async def note(*values: object) -> None:
+        await trio.lowlevel.checkpoint()
+        got.extend(values)
+
+    async with open_supervisor() as sup:
+        await sup.start_child(ChildSpec(note, 1, "two", restart="temporary"))
+        await sup.wait_children()
+    assert got == [1, "two"]

@@ -268,4 +268,12 @@ class InspectionContract:
             await backend.announce("http://127.0.0.1:1")
             (runtime,) = await backend.runtimes()
             assert (runtime.consumer, runtime.gateway) == (consumer, "http://127.0.0.1:1")
+            assert runtime.gateway_problem is None
+            await backend.announce(None, "it broke: \ud800")
+            (runtime,) = await backend.runtimes()
+            assert runtime.gateway is None
+            assert (runtime.gateway_problem or "").startswith("it broke")
+            await backend.announce("http://[::1]:1")
+            (runtime,) = await backend.runtimes()
+            assert (runtime.gateway, runtime.gateway_problem) == ("http://[::1]:1", None)
         assert await backend.runtimes() == []

@@ -182,9 +182,10 @@ class RedisBackend:
         if self._agents:
             await here.calls.script("register", [list(self._agents.values())])
 
-    async def announce(self, gateway: str | None) -> None:
-        """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
-        await self._require_serving("announce").consumer.announce(gateway)
+    async def announce(self, gateway: str | None, problem: str | None = None) -> None:
+        """Record where this consumer's gateway listens, or why it is down; raises BackendError unless it serves."""
+        consumer = self._require_serving("announce").consumer
+        await consumer.announce(gateway, None if problem is None else clean(problem))
 
     async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""

@@ -60,6 +60,7 @@ class Consumer:
     """Called with the newest bell when the lease had been lost, and this is a new consumer."""
     id: str = ""
     gateway: str | None = None
+    gateway_problem: str | None = None
     groups: tuple[Group, ...] | None = None
     gave_up: dict[str, str] = field(default_factory=dict)
     held: dict[Group, dict[str, int]] = field(default_factory=dict)
@@ -137,9 +138,9 @@ class Consumer:
         self.id = ""
         self.held.clear()
 
-    async def announce(self, gateway: str | None) -> None:
-        """Record where our gateway listens."""
-        self.gateway = gateway
+    async def announce(self, gateway: str | None, problem: str | None) -> None:
+        """Record where our gateway listens, or why it is down."""
+        self.gateway, self.gateway_problem = gateway, problem
         await self._tell()
 
     async def report(self, groups: Sequence[Group], gave_up: Mapping[str, str]) -> None:
@@ -188,6 +189,7 @@ class Consumer:
                 host=socket.gethostname(),
                 started_at=self._started_at,
                 gateway=self.gateway,
+                gateway_problem=self.gateway_problem,
                 groups=self.groups,
                 gave_up=self.gave_up,
             )

@@ -127,9 +127,11 @@ class SqliteBackend:
             with trio.CancelScope(shield=True):
                 await self._writer.call(Unregister())
 
-    async def announce(self, gateway: str | None) -> None:
-        """Record where this consumer's gateway listens; raises BackendError when it does not serve."""
-        await self._writer.call(Write(lambda connection, scene: operations.announce(connection, gateway, scene)))
+    async def announce(self, gateway: str | None, problem: str | None = None) -> None:
+        """Record where this consumer's gateway listens, or why it is down; raises BackendError unless it serves."""
+        await self._writer.call(
+            Write(lambda connection, scene: operations.announce(connection, gateway, problem, scene))
+        )
 
     async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""

@@ -252,11 +252,14 @@ def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: i
     connection.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
 
 
-def announce(connection: sqlite3.Connection, gateway: str | None, scene: Scene) -> None:
-    """Record where our gateway listens; raises BackendError when we are no consumer."""
+def announce(connection: sqlite3.Connection, gateway: str | None, problem: str | None, scene: Scene) -> None:
+    """Record where our gateway listens, or why it is down; raises BackendError when we are no consumer."""
     if scene.consumer is None:
         raise BackendError("announce is only possible while serve() runs")
-    connection.execute("UPDATE consumer SET gateway = ? WHERE id = ?", (gateway, scene.consumer))
+    told = None if problem is None else clean(problem)
+    connection.execute(
+        "UPDATE consumer SET gateway = ?, gateway_problem = ? WHERE id = ?", (gateway, told, scene.consumer)
+    )
 
 
 def report(
@@ -301,7 +304,8 @@ def read_restarts(connection: sqlite3.Connection, scene: Scene) -> frozenset[str
 def read_consumers(connection: sqlite3.Connection) -> list[RuntimeRecord]:
     """All consumers that are entered, also those that died without a word, oldest first."""
     rows = connection.execute(
-        "SELECT id, pid, host, started_at, gateway, serves, gave_up FROM consumer ORDER BY started_at, id"
+        "SELECT id, pid, host, started_at, gateway, gateway_problem, serves, gave_up FROM consumer "
+        "ORDER BY started_at, id"
     )
     return [
         RuntimeRecord(
@@ -310,10 +314,11 @@ def read_consumers(connection: sqlite3.Connection) -> list[RuntimeRecord]:
             host=host,
             started_at=started_at,
             gateway=gateway,
+            gateway_problem=problem,
             groups=None if serves is None else _serves.decode(serves),
             gave_up=msgspec.json.decode(gave_up),
         )
-        for consumer, pid, host, started_at, gateway, serves, gave_up in rows.fetchall()
+        for consumer, pid, host, started_at, gateway, problem, serves, gave_up in rows.fetchall()
     ]
 
 

@@ -142,13 +142,15 @@ consumers have in hand (`grp.owned`), counters, pauses and settings. `stream.len
 entries of a topic and what is scheduled for it."""
 
 _THIRD: Final = """
+ALTER TABLE consumer ADD COLUMN gateway_problem TEXT;
 ALTER TABLE consumer ADD COLUMN serves TEXT;
 ALTER TABLE consumer ADD COLUMN gave_up TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE consumer ADD COLUMN wanted TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE grp ADD COLUMN served REAL;
 """
-"""What each consumer serves (pairs of topic and agent, as JSON), which of its agents gave up and why, which of those
-somebody wants to be tried again (`wanted`), and when a group was last known to be served."""
+"""Why a consumer's gateway is down, what each consumer serves (pairs of topic and agent, as JSON), which of its agents
+gave up and why, which of those somebody wants to be tried again (`wanted`), and when a group was last known to be
+served."""
 
 STEPS: Final = (_FIRST, _SECOND, _THIRD)
 """The n-th leads from version n - 1 to version n."""
