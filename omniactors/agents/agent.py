@@ -102,12 +102,9 @@ class Agent(Actor[Any]):
         current = event_in_hand()
         if current is None:
             raise AgentError("self.publish belongs to an event, and none is being handled; use omni.publish")
-        cause = current.event
-        event = follow_up(cause, check_topic(topic), content, event_id=current.next_id("settled"))
         payload: PayloadBase[Any] = PayloadBase(content=content, webhook=webhook, reply_to=reply_to)
-        publication = check_size(
-            to_publication(_with_payload(event, payload), dedupe=True), self._subscription.services.entry_limit
-        )
+        event = follow_up(current.event, check_topic(topic), payload)
+        publication = check_size(to_publication(event), self._subscription.services.entry_limit)
         publication = schedule(publication, delay=delay, at=at)
         await trio.lowlevel.checkpoint()
         current.add(publication)
@@ -180,16 +177,3 @@ def callback_message(event: EventEnvelope[Any], agent: str) -> dict[str, Any]:
         "delivery_attempts": event.delivery_attempts,
         "created_at": event.created_at,
     }
-
-
-def _with_payload(event: EventEnvelope[Any], payload: PayloadBase[Any]) -> EventEnvelope[Any]:
-    return EventEnvelope(
-        topic=event.topic,
-        payload=payload,
-        id=event.id,
-        tenant_id=event.tenant_id,
-        correlation_id=event.correlation_id,
-        causation_id=event.causation_id,
-        source=event.source,
-        created_at=event.created_at,
-    )

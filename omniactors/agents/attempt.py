@@ -32,6 +32,9 @@ MAX_MESSAGE = 16_384
 """Characters of an error's message that are kept, its beginning."""
 
 
+_NOWHERE: frozenset[str] = frozenset()
+
+
 class Handler(Protocol):
     """What an attempt needs of an agent."""
 
@@ -90,9 +93,10 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
 
 def _success(value: object, current: CurrentEvent) -> Outcome:
     published = tuple(current.publications) if current.publications else ()
+    topics = frozenset(current.topics) if current.topics else _NOWHERE
     if isinstance(value, Reply):
-        return Succeeded(value=value.content, reply_to=value.reply_to, published=published)
-    return Succeeded(value=value, published=published)
+        return Succeeded(value=value.content, reply_to=value.reply_to, published=published, topics=topics)
+    return Succeeded(value=value, published=published, topics=topics)
 
 
 def _handling(agent: Handler, event: EventEnvelope[Any], limit: float | None) -> Awaitable[object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omniactors.streams.settlement import derived_id
 
@@ -12,19 +13,34 @@ if TYPE_CHECKING:
     from omniactors.streams.settlement import Publication
 
 
-class CurrentEvent:
-    """One try of one event. Publishes are numbered, so that a later try gives them the same ids."""
+class Derived(NamedTuple):
+    """An id made from the event in hand and from what is published: `number` says which of those alike in this try."""
 
-    __slots__ = ("_numbers", "agent", "event", "is_over", "publications")
+    task_id: str
+    number: int
+    free: list[int]
+
+    def take_back(self) -> None:
+        """It was not published, as far as is known: the next one alike is this one."""
+        heappush(self.free, self.number)
+
+
+class CurrentEvent:
+    """One try of one event, and what its handler has published so far."""
+
+    __slots__ = ("_alike", "agent", "event", "is_over", "publications", "topics")
 
     def __init__(self, event: EventEnvelope[Any], agent: str) -> None:
         self.event = event
         self.agent = agent
         self.publications: list[Publication] | None = None
-        """What the handler has published so far as part of its settlement; made with the first."""
+        """What the handler has published as part of its settlement; made with the first."""
+        self.topics: set[str] | None = None
+        """Where it has published at once, and with success; made with the first."""
         self.is_over = False
         """Whether its outcome is decided: what is published later does not belong to it."""
-        self._numbers: dict[str, int] | None = None
+        self._alike: dict[str, list[int]] | None = None
+        """Of each thing published at once, the numbers that are free: a heap whose greatest begins the rest."""
 
     def add(self, publication: Publication) -> None:
         """Publish this with the settlement."""
@@ -32,12 +48,25 @@ class CurrentEvent:
             self.publications = []
         self.publications.append(publication)
 
-    def next_id(self, kind: str) -> str:
-        """The id of the next publish of this kind, the same at every try."""
-        if self._numbers is None:
-            self._numbers = {}
-        number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
-        return derived_id(self.event.id, self.agent, f"{kind}-{number}")
+    def published(self, topic: str) -> None:
+        """The handler has published to this topic, at once."""
+        if self.topics is None:
+            self.topics = set()
+        self.topics.add(topic)
+
+    def derive(self, what: str) -> Derived:
+        """An id for a publish at once, the same at every try of this event that publishes the same.
+
+        `what` says all that makes two publishes the same.
+        """
+        if self._alike is None:
+            self._alike = {}
+        free = self._alike.setdefault(what, [1])
+        number = heappop(free)
+        if not free:
+            free.append(number + 1)
+        cause = f"{self.event.topic}\0{self.event.id}"
+        return Derived(derived_id(cause, self.agent, f"{what}-{number}"), number, free)
 
 
 current_event: ContextVar[CurrentEvent | None] = ContextVar("omniactors_current_event", default=None)

@@ -19,6 +19,7 @@ from omniactors.streams.envelope import (
     WireEvent,
     check_event,
     check_topic,
+    digest_of,
     new_id,
     wire_event,
     write_event,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from omniactors.agents.current import CurrentEvent
+    from omniactors.agents.current import CurrentEvent, Derived
     from omniactors.events.bus import EventBus
     from omniactors.streams.backend import Backend, Published
     from omniactors.streams.settlement import ResultRecord
@@ -63,16 +64,26 @@ class TaskOperations:
         """Publish one event with a checked topic; returns its id when it is durable.
 
         `is_new` says that its id was made for it: such an id is not remembered, except inside a
-        handler, where it is derived from the event in hand instead, so that a retry of the handler
-        does not publish twice.
+        handler, where it is derived from the event in hand and from what is published instead, so
+        that a retry of the handler does not publish the same twice.
         """
-        publication = self._publication(event, dedupe=_carry(event_in_hand(), event, is_new=is_new))
-        if delay is not None or at is not None:
-            publication = schedule(publication, delay=delay, at=at)
-        if wait_for_room:
-            published = await self._write_patiently(publication)
-        else:
-            (published,) = await self._backend.publish([publication])
+        current = event_in_hand()
+        check_event(event)
+        derived = None if current is None else _follow(current, event, is_new=is_new)
+        try:
+            publication = self._publication(event, dedupe=derived is not None or not is_new)
+            if delay is not None or at is not None:
+                publication = schedule(publication, delay=delay, at=at)
+            if wait_for_room:
+                published = await self._write_patiently(publication)
+            else:
+                (published,) = await self._backend.publish([publication])
+        except BaseException:
+            if derived is not None:
+                derived.take_back()
+            raise
+        if current is not None:
+            current.published(publication.topic)
         self._bus.publish_draft(published_draft(publication, is_duplicate=published.duplicate))
         return publication.task_id
 
@@ -90,21 +101,45 @@ class TaskOperations:
         are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
         """
         current = event_in_hand()
-        events = [_as_event(item, index, current) for index, item in enumerate(items)]
-        publications = [self._checked(event, dedupe, index) for index, (event, dedupe) in enumerate(events)]
+        events = [_as_event(item, index) for index, item in enumerate(items)]
+        derived: dict[int, Derived] = {}  # of those that are not published, as far as is known
+        try:
+            for index, (event, is_new) in enumerate(events):
+                made = None if current is None else _follow_item(current, event, index, is_new=is_new)
+                if made is not None:
+                    derived[index] = made
+            publications = [
+                self._checked(event, index, dedupe=index in derived or not is_new)
+                for index, (event, is_new) in enumerate(events)
+            ]
+            return await self._publish_chunks(publications, current, derived)
+        finally:
+            for each in derived.values():
+                each.take_back()
+
+    async def _publish_chunks(
+        self, publications: list[Publication], current: CurrentEvent | None, derived: dict[int, Derived]
+    ) -> list[str]:
+        """Publish in chunks; what is published is taken out of `derived`."""
         published: list[str] = []
         failed: dict[int, Exception] = {}
         for start in range(0, len(publications), CHUNK):
             chunk = publications[start : start + CHUNK]
+            places = range(start, start + len(chunk))
             try:
                 fates = await self._backend.publish(chunk)
             except BackendError as error:
-                failed.update(dict.fromkeys(range(start, start + len(chunk)), error))
+                failed.update(dict.fromkeys(places, error))
                 continue
+            for place in places:
+                derived.pop(place, None)
             told = zip(chunk, fates, strict=True)
             self._bus.publish_drafts(
                 [published_draft(publication, is_duplicate=fate.duplicate) for publication, fate in told]
             )
+            if current is not None:
+                for publication in chunk:
+                    current.published(publication.topic)
             published += [publication.task_id for publication in chunk]
         if failed:
             raise BatchFailed(tuple(published), failed)
@@ -126,7 +161,7 @@ class TaskOperations:
                 return record.result
             if own:
                 raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
-            records = await self._backend.wait_results(task_id, len(records))
+            records = await self._backend.wait_results(task_id, records)
 
     async def _write_patiently(self, publication: Publication) -> Published:
         """Publish as soon as there is room."""
@@ -138,7 +173,7 @@ class TaskOperations:
             attempt += 1
             await trio.sleep(ROOM.delay(attempt, random.random()))  # noqa: S311 -- jitter, not a secret
 
-    def _checked(self, event: WireEvent[Any], dedupe: bool, index: int) -> Publication:  # noqa: FBT001 -- a pair's second half
+    def _checked(self, event: WireEvent[Any], index: int, *, dedupe: bool) -> Publication:
         try:
             return self._publication(event, dedupe=dedupe)
         except EnvelopeError as error:
@@ -159,12 +194,13 @@ class TaskOperations:
         )
 
 
-def _as_event(item: BatchItem, index: int, current: CurrentEvent | None) -> tuple[WireEvent[Any], bool]:
-    """The event of an item as it is published from here, and whether its id is to be remembered."""
+def _as_event(item: BatchItem, index: int) -> tuple[WireEvent[Any], bool]:
+    """The event of an item, checked but for its content, and whether its id was made for it."""
     if isinstance(item, EventEnvelope):
         check_topic(item.topic)
         event = wire_event(item)
-        return event, _carry(current, event, is_new=False)
+        check_event(event)
+        return event, False
     if not isinstance(item, tuple) or len(item) != 2:  # noqa: PLR2004 -- a pair
         raise EnvelopeError(f"item {index} must be an EventEnvelope or a pair (topic, content), not {item!r}")
     topic, content = item
@@ -172,29 +208,34 @@ def _as_event(item: BatchItem, index: int, current: CurrentEvent | None) -> tupl
         topic = check_topic(topic)
     except EnvelopeError as error:
         raise EnvelopeError(f"item {index}: {error}") from None
-    event = WireEvent(content=content, topic=topic, task_id=new_id(), created_at=time.time())
-    return event, _carry(current, event, is_new=True)
+    return WireEvent(content=content, topic=topic, task_id=new_id(), created_at=time.time()), True
 
 
-def _carry(current: CurrentEvent | None, event: WireEvent[Any], *, is_new: bool) -> bool:
-    """Check the event, and make it follow from the one in hand; True when its id is to be remembered.
+def _follow(current: CurrentEvent, event: WireEvent[Any], *, is_new: bool) -> Derived | None:
+    """Make the event follow from the one in hand; an id that is new is derived instead.
 
-    Inside a handler what it does not say itself of correlation, causation and tenant is carried along,
-    and an id that is new is derived instead. What is refused uses up no derived id.
+    What it does not say itself of correlation, causation and tenant is carried along. Raises ContentError.
     """
-    check_event(event)
-    if current is None:
-        return not is_new
     cause = current.event
-    if is_new:
-        event.task_id = current.next_id("published")
     if event.tenant_id is None:
         event.tenant_id = cause.tenant_id
     if event.correlation_id is None:
         event.correlation_id = cause.correlation_id
     if event.causation_id is None:
         event.causation_id = cause.id
-    return True
+    if not is_new:
+        return None
+    derived = current.derive(digest_of(event))
+    event.task_id = derived.task_id
+    return derived
+
+
+def _follow_item(current: CurrentEvent, event: WireEvent[Any], index: int, *, is_new: bool) -> Derived | None:
+    try:
+        return _follow(current, event, is_new=is_new)
+    except EnvelopeError as error:
+        error.add_note(f"in item {index} of the batch")
+        raise
 
 
 def _of_agent(records: list[ResultRecord], agent: str | None) -> list[ResultRecord]:

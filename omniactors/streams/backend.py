@@ -326,8 +326,8 @@ class Backend(Protocol):
         """The unexpired results of a task, oldest first, one per agent."""
         ...
 
-    async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
-        """As `get_results`, as soon as there are more than `known`. Cancellable at any time."""
+    async def wait_results(self, task_id: str, known: Sequence[ResultRecord]) -> list[ResultRecord]:
+        """As `get_results`, as soon as there is one that is not among `known`. Cancellable at any time."""
         ...
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:

@@ -8,6 +8,7 @@ re-encoded: only settling an event removes it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import time
@@ -222,10 +223,10 @@ def kind_name(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def encode_json(value: object) -> bytes:
+def encode_json(value: object, encoder: msgspec.json.Encoder | None = None) -> bytes:
     """`value` as JSON; raises ContentError for what only shows when it is written (lone surrogates)."""
     try:
-        return _encoder.encode(value)
+        return (encoder or _encoder).encode(value)
     except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError) as error:
         raise ContentError("$", str(error)) from None
 
@@ -242,6 +243,7 @@ def _plain(value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
+_sorted = msgspec.json.Encoder(enc_hook=_plain, order="deterministic")
 
 
 def check_event(event: WireEvent[Any]) -> None:
@@ -260,6 +262,16 @@ def write_event(event: WireEvent[Any]) -> bytes:
     """An event that was checked, as it is written to a stream; raises ContentError when its content is no JSON."""
     check_content(event.content)
     return encode_json(event)
+
+
+def digest_of(event: WireEvent[Any]) -> str:
+    """What says whether two publishes are the same: all that the event holds but its id and its times.
+
+    Raises ContentError when its content is no JSON.
+    """
+    check_content(event.content)
+    alike = encode_json(msgspec.structs.replace(event, task_id=None, created_at=0.0), _sorted)
+    return hashlib.blake2b(alike, digest_size=16).hexdigest()
 
 
 def wire_event(envelope: EventEnvelope[Any]) -> WireEvent[Any]:

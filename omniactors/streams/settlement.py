@@ -68,7 +68,8 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event ready to be appended: encoded once, here.
 
-    `dedupe=True` marks an id that was given or derived, to be remembered for the dedupe window.
+    `dedupe=True` marks an id that was given or derived, to be remembered for the dedupe window; in a
+    settlement it means nothing, since that happens once by itself.
     It becomes visible `delay` seconds after it is written, or at `at`, in Unix seconds of the
     backend's clock, when that is given; at once when both are past. `correlation_id` and
     `causation_id` are the event's, for those who tell of it.
@@ -130,7 +131,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Succeeded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The handler returned `value`; `published` is what it published on the way.
+    """The handler returned `value`; `published` is what it published on the way, `topics` where it published at once.
 
     `reply_to` is the next stage it named with `Reply`, or None.
     """
@@ -138,6 +139,13 @@ class Succeeded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     value: Any = None
     reply_to: str | None = None
     published: tuple[Publication, ...] = ()
+    topics: frozenset[str] = frozenset()
+
+    def has_replied(self, target: str) -> bool:
+        """Whether the handler published to `target` itself, which takes the place of the automatic reply."""
+        if self.reply_to is not None:
+            return False
+        return target in self.topics or any(event.topic == target for event in self.published)
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -157,12 +165,14 @@ def derived_id(task_id: str, agent: str, part: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{task_id}\0{agent}\0{part}"))
 
 
-def follow_up(cause: EventEnvelope[Any], topic: str, content: object, *, event_id: str) -> EventEnvelope[Any]:
-    """An event that follows from `cause`: it carries correlation, causation and tenant along."""
+def follow_up(cause: EventEnvelope[Any], topic: str, payload: PayloadBase[Any]) -> EventEnvelope[Any]:
+    """An event that follows from `cause`: it carries correlation, causation and tenant along.
+
+    Its id is new at every try: it becomes visible with the settlement, which happens once.
+    """
     return EventEnvelope(
         topic=topic,
-        payload=PayloadBase(content=content),
-        id=event_id,
+        payload=payload,
         tenant_id=cause.tenant_id,
         correlation_id=cause.correlation_id,
         causation_id=cause.id,
@@ -197,8 +207,8 @@ def settle(
     record = _record(key, envelope, status="success", result=value, now=now)
     publications = outcome.published
     target = outcome.reply_to or envelope.payload.reply_to or reply_to
-    if target is not None:
-        publications += _reply(key, envelope, outcome, target)
+    if target is not None and not outcome.has_replied(target):
+        publications += (to_publication(follow_up(envelope, target, PayloadBase(content=outcome.value))),)
     if envelope.payload.webhook is not None:
         publications += _webhook(envelope, record, outcome.value)
     return Settlement(key=key, result=record, result_ttl=result_ttl, publications=publications, seconds=seconds)
@@ -265,21 +275,12 @@ def _record(
     )
 
 
-def _reply(key: EntryKey, envelope: EventEnvelope[Any], outcome: Succeeded, target: str) -> tuple[Publication, ...]:
-    """The automatic reply, unless the handler replied by itself."""
-    if any(event.topic == target for event in outcome.published):
-        return ()
-    event_id = derived_id(envelope.id, key.agent, "reply")
-    return (to_publication(follow_up(envelope, target, outcome.value, event_id=event_id), dedupe=True),)
-
-
-def to_publication(event: EventEnvelope[Any], *, dedupe: bool) -> Publication:
+def to_publication(event: EventEnvelope[Any]) -> Publication:
     """The event, encoded; raises ContentError when its content is no JSON value."""
     return Publication(
         topic=event.topic,
         task_id=event.id,
         body=encode_event(event),
-        dedupe=dedupe,
         correlation_id=event.correlation_id,
         causation_id=event.causation_id,
     )
@@ -291,6 +292,5 @@ def _webhook(envelope: EventEnvelope[Any], record: ResultRecord, result: object)
     if url is None:
         return ()
     body = msgspec.to_builtins(msgspec.structs.replace(record, result=None)) | {"result": result}
-    event_id = derived_id(envelope.id, record.agent, f"webhook-{record.status}")
-    event = follow_up(envelope, WEBHOOK_TOPIC, {"url": url, "body": body}, event_id=event_id)
-    return (to_publication(event, dedupe=True),)
+    event = follow_up(envelope, WEBHOOK_TOPIC, PayloadBase(content={"url": url, "body": body}))
+    return (to_publication(event),)

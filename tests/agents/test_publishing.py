@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -10,15 +11,23 @@ import trio
 from omniactors import (
     Agent,
     AgentError,
+    BatchFailed,
     ContentError,
     EnvelopeError,
     EventEnvelope,
     OmniActors,
     PayloadBase,
+    Reply,
     RetryPolicy,
+    Settings,
+    StreamFull,
     TaskFailed,
 )
+from omniactors.settings import MemoryUrl
 from tests.agents.support import QUICK, in_memory, running, until, watching
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class Splitter(Agent, topic="split", retry=QUICK):
@@ -93,6 +102,169 @@ async def test_an_immediate_publish_inside_a_handler_is_not_repeated_by_a_retry(
         (1, "c", task_id),
         (2, "c", task_id),
     ]
+
+
+@asynccontextmanager
+async def started(omni: OmniActors, *agents: type[Agent]) -> AsyncIterator[OmniActors]:
+    for agent in agents:
+        omni.add(agent)
+    with trio.fail_after(20):
+        async with omni:
+            yield omni
+        await omni.shutdown()
+
+
+class Audit(Agent, topic="audit", name="audit"):
+    seen: list[Any]
+
+    async def handle(self, event: EventEnvelope[Any]) -> None:
+        type(self).seen.append(event.payload.content)
+
+
+async def test_an_agent_of_two_topics_publishes_for_each_event_although_they_have_one_id(omni: OmniActors) -> None:
+    Audit.seen = []
+
+    class Clerk(Agent, topics=("orders", "refunds"), name="clerk"):
+        async def handle(self, event: EventEnvelope[str]) -> Reply:
+            await self.publish("audit", f"within {event.topic}")
+            await omni.publish("audit", "at once")
+            return Reply(f"reply {event.topic}", reply_to="audit")
+
+    async with started(omni, Clerk, Audit):
+        await omni.publish("orders", "a", task_id="7")
+        await omni.publish("refunds", "b", task_id="7")
+        await until(lambda: len(Audit.seen) >= 6)
+    expected = ["at once"] * 2 + [f"{how} {topic}" for how in ("reply", "within") for topic in ("orders", "refunds")]
+    assert sorted(Audit.seen) == expected
+
+
+async def test_a_dead_letter_that_is_replayed_publishes_and_replies_again(omni: OmniActors) -> None:
+    Audit.seen = []
+
+    class Ill(Agent, topic="ill", name="ill", retry=RetryPolicy(max_attempts=1)):
+        is_well = False
+
+        async def handle(self, event: EventEnvelope[str]) -> str:
+            if not type(self).is_well:
+                raise ValueError("ill")
+            return "well"
+
+    async with started(omni, Ill, Audit):
+        for _ in range(2):
+            Ill.is_well = False
+            task_id = await omni.publish("ill", "x", reply_to="audit")
+            with pytest.raises(TaskFailed):
+                await omni.wait_result(task_id)
+            Ill.is_well = True
+            await omni.streams.replay("ill")
+            assert await omni.wait_result(task_id) == "well"
+        await until(lambda: len(Audit.seen) >= 2)
+    assert Audit.seen == ["well", "well"]
+
+
+async def test_a_retry_that_publishes_other_things_loses_none_of_them(omni: OmniActors) -> None:
+    Audit.seen = []
+    lists = iter([["one", "two", "two"], ["two", "three", "one", "two", "two"]])
+
+    class Lister(Agent, topic="list", name="lister", retry=QUICK):
+        async def handle(self, event: EventEnvelope[str]) -> None:
+            todo = next(lists)
+            await omni.publish("audit", todo[0])
+            await omni.publish_batch([("audit", content) for content in todo[1:]])
+            if event.delivery_attempts == 1:
+                raise ValueError("after publishing")
+
+    async with started(omni, Lister, Audit):
+        await omni.wait_result(await omni.publish("list", "x"))
+        await until(lambda: len(Audit.seen) >= 5)
+        await trio.sleep(0.05)
+    assert sorted(Audit.seen) == ["one", "three", "two", "two", "two"]
+
+
+async def test_other_topics_options_and_agents_make_another_event(omni: OmniActors) -> None:
+    Audit.seen = []
+
+    class Else(Agent, topic="else", name="else"):
+        async def handle(self, event: EventEnvelope[Any]) -> None:
+            Audit.seen.append(("else", event.payload.content))
+
+    class One(Agent, topic="t", name="one", retry=QUICK):
+        async def handle(self, event: EventEnvelope[str]) -> None:
+            await omni.publish("audit", 1, source="a" if event.delivery_attempts == 1 else "b")
+            await omni.publish("audit" if event.delivery_attempts == 1 else "else", {"a": 1, "b": 2})
+            if event.delivery_attempts == 1:
+                raise ValueError("again")
+
+    class Two(Agent, topic="t", name="two"):
+        async def handle(self, event: EventEnvelope[str]) -> None:
+            await omni.publish("audit", 1, source="a")
+
+    async with started(omni, One, Two, Audit, Else):
+        await omni.publish("t", "x")
+        await until(lambda: len(Audit.seen) >= 5)
+    same = {"a": 1, "b": 2}
+    assert sorted(map(str, Audit.seen)) == sorted(map(str, [1, 1, 1, same, ("else", same)]))
+
+
+async def test_what_was_refused_in_a_handler_may_be_published_again() -> None:
+    Audit.seen = []
+    omni = OmniActors(settings=Settings(backend=MemoryUrl(), stream_limit=1))
+    is_open = trio.Event()
+
+    class Full(Agent, topic="audit", name="slow"):
+        async def handle(self, event: EventEnvelope[Any]) -> None:
+            await is_open.wait()
+            Audit.seen.append(event.payload.content)
+
+    class Stubborn(Agent, topic="t", name="stubborn", retry=QUICK):
+        async def handle(self, event: EventEnvelope[str]) -> None:
+            await omni.publish("audit", "first")
+            if not is_open.is_set():
+                with pytest.raises(StreamFull):
+                    await omni.publish("audit", "again")
+                with pytest.raises(BatchFailed):
+                    await omni.publish_batch([("audit", "again")])
+                is_open.set()
+            await omni.publish("audit", "again", wait_for_room=True)
+            if event.delivery_attempts == 1:
+                raise ValueError("again")
+
+    async with started(omni, Full, Stubborn):
+        await omni.wait_result(await omni.publish("t", "x"))
+        await until(lambda: len(Audit.seen) >= 2)
+    assert Audit.seen == ["first", "again"]
+
+
+@pytest.mark.parametrize("how", ["publish", "publish_task", "publish_batch", "in a thread", "delayed"])
+async def test_a_handler_that_publishes_to_its_reply_topic_in_whatever_way_has_replied(
+    omni: OmniActors, how: str
+) -> None:
+    Audit.seen = []
+
+    async def reply(topic: str) -> None:
+        envelope = EventEnvelope(topic=topic, payload=PayloadBase(content="own"))
+        match how:
+            case "publish":
+                await omni.publish(topic, "own")
+            case "delayed":
+                await omni.publish(topic, "own", delay=0.01)
+            case "publish_task":
+                await omni.publish_task(envelope)
+            case "publish_batch":
+                await omni.publish_batch([envelope])
+            case _:
+                await trio.to_thread.run_sync(lambda: trio.from_thread.run(omni.publish, topic, "own"))
+
+    class First(Agent, topic="one", name="first", retry=QUICK):
+        async def handle(self, event: EventEnvelope[str]) -> str:
+            await reply(event.payload.reply_to or "audit")
+            return "automatic"
+
+    async with started(omni, First, Audit):
+        await omni.wait_result(await omni.publish("one", "x", reply_to="audit"))
+        await omni.publish("audit", "end", delay=0.05)
+        await until(lambda: "end" in Audit.seen)
+    assert Audit.seen == ["own", "end"]
 
 
 async def test_publish_outside_of_handle_belongs_to_nothing() -> None:

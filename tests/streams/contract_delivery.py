@@ -357,7 +357,7 @@ class CallContract:
 
         async def wait_results() -> None:
             with pytest.raises(BackendClosed):
-                await backend.wait_results("a", 0)
+                await backend.wait_results("a", ())
             ended.append("wait_results")
 
         async def call(operation: Callable[[], Awaitable[object]]) -> None:

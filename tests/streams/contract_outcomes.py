@@ -7,6 +7,7 @@ import time
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import AgentRecord, Backend, Want
@@ -200,7 +201,7 @@ class ResultContract:
         found: list[ResultRecord] = []
 
         async def wait() -> None:
-            found.extend(await backend.wait_results("a", 0))
+            found.extend(await backend.wait_results("a", ()))
 
         with trio.fail_after(LIMIT):
             async with serving(backend):
@@ -210,10 +211,34 @@ class ResultContract:
                     assert found == []
                     await self.settle_each(backend, record("a", result=5))
                 assert [result.result for result in found] == [5]
-                assert await backend.wait_results("a", 0) == found
+                assert await backend.wait_results("a", ()) == found
                 with trio.move_on_after(0.05) as scope:
-                    await backend.wait_results("a", 1)
+                    await backend.wait_results("a", found)
                 assert scope.cancelled_caught
+
+    async def test_a_wait_for_results_is_told_of_one_that_takes_the_place_of_another(self, backend: Backend) -> None:
+        """As many as before, or fewer, and still news: one has expired meanwhile, or a failure became a success."""
+        found: list[ResultRecord] = []
+
+        async def wait(known: list[ResultRecord]) -> None:
+            found.extend(await backend.wait_results("a", known))
+
+        with trio.fail_after(LIMIT):
+            async with serving(backend):
+                await self.settle_each(backend, record("a", agent="other"), ttl=0.05)
+                before = await backend.get_results("a")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, before)
+                    await trio.sleep(0.1)  # the store has a clock of its own
+                    await self.settle_each(backend, record("a", failed=True))
+                assert [(one.agent, one.status) for one in found] == [(AGENT, "failed")]
+                before = found.copy()
+                found.clear()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait, before)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    await self.settle_each(backend, record("a", result=1))
+                assert [(one.agent, one.status) for one in found] == [(AGENT, "success")]
 
     async def test_of_two_ends_of_one_entry_the_first_counts(self, backend: Backend) -> None:
         await backend.publish(numbered(2))

@@ -64,7 +64,7 @@ class SharedCallContract:
         found: list[ResultRecord] = []
 
         async def wait() -> None:
-            found.extend(await other.wait_results("a", 0))
+            found.extend(await other.wait_results("a", ()))
 
         await other.publish([event("a")])
         with trio.fail_after(LIMIT):

@@ -10,6 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tests.streams.model_state import (
     RELEASED,
     Counts,
@@ -269,7 +271,7 @@ class Model:
         if settlement.result is not None:
             self._store(settlement.result, settlement.result_ttl, now)
         for publication in settlement.publications:
-            self._append(publication, now)
+            self._append(msgspec.structs.replace(publication, dedupe=False), now)
         self._remove_if_done(place.item)
         return True
 

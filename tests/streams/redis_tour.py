@@ -160,8 +160,8 @@ class Tour:
             await trio.sleep(0.05)
             await one.publish([event("waking", topic="other")])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.wait_results, "nothing", 0)
-            nursery.start_soon(one.wait_results, "waking", 0)
+            nursery.start_soon(one.wait_results, "nothing", ())
+            nursery.start_soon(one.wait_results, "waking", ())
             await trio.sleep(0.05)
             await one.settle_many([done(entry, result=record("waking")) for entry in await _fetch(one, "other", AGENT)])
             await trio.sleep(0.05)

@@ -284,7 +284,7 @@ class TestWaiting:
         found: dict[str, object] = {}
 
         async def wait(task_id: str) -> None:
-            (result,) = await backend.wait_results(task_id, 0)
+            (result,) = await backend.wait_results(task_id, ())
             found[task_id] = result.result
 
         async with serving(backend):
@@ -307,7 +307,7 @@ class TestWaiting:
             found = []
 
             async def wait() -> None:
-                found.extend(await backend.wait_results("a", 0))
+                found.extend(await backend.wait_results("a", ()))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)

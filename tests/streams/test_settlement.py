@@ -94,7 +94,7 @@ def test_the_reply_goes_to_the_nearest_address(
 
 def test_a_reply_carries_correlation_causation_and_tenant() -> None:
     (reply,) = settled(cause(reply_to="next"), Succeeded(value={"y": 2})).publications
-    assert reply.dedupe
+    assert not reply.dedupe
     event = read(reply)
     assert (event["content"], event["topic"], event["task_id"]) == ({"y": 2}, "next", reply.task_id)
     ids = (event["correlation_id"], event["causation_id"], event["tenant_id"], event["source"])
@@ -102,12 +102,21 @@ def test_a_reply_carries_correlation_causation_and_tenant() -> None:
     assert (event["delivery_attempts"], event["webhook"], event["reply_to"]) == (1, None, None)
 
 
-def test_a_repeat_publishes_under_the_same_ids() -> None:
+def test_what_a_settlement_publishes_has_ids_of_its_own_each_time() -> None:
     envelope = cause(reply_to="next", webhook="http://x")
-    first, second = (settled(envelope, Succeeded(value=value)) for value in (1, 2))
-    assert [p.task_id for p in first.publications] == [p.task_id for p in second.publications]
-    assert len({p.task_id for p in first.publications}) == 2
+    both = [settled(envelope, Succeeded(value=value)).publications for value in (1, 1)]
+    assert len({publication.task_id for publications in both for publication in publications}) == 4
+
+
+def test_a_derived_id_tells_its_parts_apart() -> None:
+    assert derived_id("a", "b", "c") == derived_id("a", "b", "c")
     assert derived_id("a", "b", "c") != derived_id("ab", "", "c")
+
+
+def test_a_reply_that_the_handler_names_is_sent_beside_what_it_published_there() -> None:
+    own = Publication(topic="next", task_id="own", body=b"{}")
+    settlement = settled(cause(), Succeeded(value=1, reply_to="next", published=(own,)))
+    assert [publication.topic for publication in settlement.publications] == ["next", "next"]
 
 
 def test_a_result_is_what_the_handler_returned_and_not_what_it_made_of_it_later() -> None:
@@ -135,7 +144,7 @@ def test_a_webhook_is_an_event_that_carries_the_result() -> None:
     settlement = settled(cause(webhook="http://x"), Succeeded(value=[1]))
     (webhook,) = settlement.publications
     assert webhook.topic == WEBHOOK_TOPIC
-    assert webhook.dedupe
+    assert not webhook.dedupe
     assert read(webhook)["content"] == {"url": "http://x", "body": json.loads(msgspec.json.encode(settlement.result))}
 
 

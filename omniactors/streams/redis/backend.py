@@ -336,9 +336,7 @@ class RedisBackend:
         flags: list[Settled] = [False] * len(part)
         blocks = Blocks(part)
         try:
-            reply = await here.calls.once(
-                "settle", [consumer, round(self._window * 1000), blocks.arguments], blocks.words, patience=math.inf
-            )
+            reply = await here.calls.once("settle", [consumer, blocks.arguments], blocks.words, patience=math.inf)
         except BackendRefused as error:
             if len(part) > 1:
                 return [flag for one in part for flag in await self._settle(here, [one])]
@@ -386,12 +384,12 @@ class RedisBackend:
         found = await self._here().calls.script("results", [clean(task_id)])
         return sorted((_record.decode(record) for record in found), key=lambda record: record.processed_at)
 
-    async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
-        """As `get_results`, as soon as there are more than `known`; the server tells, it is not asked again."""
+    async def wait_results(self, task_id: str, known: Sequence[ResultRecord]) -> list[ResultRecord]:
+        """As `get_results`, as soon as one is not among `known`; the server tells, it is not asked again."""
 
         async def read() -> list[ResultRecord] | None:
             records = await self.get_results(task_id)
-            return records if len(records) > known else None
+            return records if any(record not in known for record in records) else None
 
         return await self._here().listener.wait(self._keys.done(clean(task_id)), read)
 

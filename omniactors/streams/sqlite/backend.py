@@ -188,9 +188,9 @@ class SqliteBackend:
         """The unexpired results of a task, oldest first, one per agent."""
         return await self._writer.call(Results(task_id))
 
-    async def wait_results(self, task_id: str, known: int) -> list[ResultRecord]:
-        """As `get_results`, as soon as there are more than `known`."""
-        return await self._writer.call(Results(task_id, at_least=known + 1))
+    async def wait_results(self, task_id: str, known: Sequence[ResultRecord]) -> list[ResultRecord]:
+        """As `get_results`, as soon as there is one that is not among `known`."""
+        return await self._writer.call(Results(task_id, known))
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
         """The newest dead letters of a topic's groups that `where` admits, newest first."""

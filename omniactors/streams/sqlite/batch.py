@@ -175,7 +175,7 @@ class Batch:
             refusal = self._refusal(publications, self.scene.stream_limit)
             if refusal is not None:
                 return Error(refusal)
-        return Value([self._append(publication) for publication in publications])
+        return Value([self._append_once(publication) for publication in publications])
 
     def _refusal(self, publications: Sequence[Publication], limit: int) -> StreamFull | None:
         """Why these cannot all be appended; repeats need no room."""
@@ -195,10 +195,19 @@ class Batch:
                 return StreamFull(publication.topic, length, limit, wanted)
         return None
 
-    def _append(self, publication: Publication) -> Published:
+    def _append_once(self, publication: Publication) -> Published:
         task = _task(publication)
         if task is not None and task in self._known:
             return Published(task_id=publication.task_id, entry_id=_show(self._known[task]), duplicate=True)
+        entry = self._append(publication)
+        if task is not None:
+            self._known[task] = entry
+            expires = self.scene.now + self.scene.dedupe_window
+            self.program.remembered.append(Remembered(*task, entry, expires))
+        return Published(task_id=publication.task_id, entry_id=_show(entry))
+
+    def _append(self, publication: Publication) -> int:
+        """The number of the new entry, 0 while it is delayed."""
         number, topic, now = self._next_id(), clean(publication.topic), self.scene.now
         due = publication.at if publication.at is not None else now + publication.delay
         entry = number if due <= now else 0
@@ -207,10 +216,7 @@ class Batch:
         else:
             self.program.schedule(topic, publication.body, number, due)
         self.changes.topics.add(publication.topic)
-        if task is not None:
-            self._known[task] = entry
-            self.program.remembered.append(Remembered(topic, task[1], entry, now + self.scene.dedupe_window))
-        return Published(task_id=publication.task_id, entry_id=_show(entry))
+        return entry
 
     # -- the end of a delivery ------------------------------------------------------------------
 
@@ -392,13 +398,10 @@ def _task(publication: Publication) -> tuple[str, str] | None:
 
 
 def _publications(works: Sequence[Work[Any]]) -> Iterator[Publication]:
+    """What is published by itself: a settlement happens once, so what it publishes needs no look at what was before."""
     for work in works:
-        match work:
-            case Publish(publications):
-                yield from publications
-            case Settle(settlements):
-                for settlement in settlements:
-                    yield from settlement.publications
+        if isinstance(work, Publish):
+            yield from work.publications
 
 
 def _keys(works: Sequence[Work[Any]]) -> Iterator[EntryKey]:

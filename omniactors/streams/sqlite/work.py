@@ -102,10 +102,14 @@ class Diagnose(Work[list[Finding]]):
 
 @dataclass(frozen=True, eq=False)
 class Results(Work[list[ResultRecord]]):
-    """Read a task's results, as soon as there are at least `at_least`."""
+    """Read a task's results: at once, or with `known` as soon as there is one that is not among these."""
 
     task_id: str
-    at_least: int = 0
+    known: Sequence[ResultRecord] | None = None
+
+    def is_answered_by(self, records: Sequence[ResultRecord]) -> bool:
+        """Whether these are what it waits for."""
+        return self.known is None or any(record not in self.known for record in records)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,7 +109,7 @@ class Writer:
         await trio.lowlevel.checkpoint_if_cancelled()
         request = _Request(work)
         self._put(request)
-        endless = isinstance(work, Watch) or (isinstance(work, Results) and work.at_least > 0)
+        endless = isinstance(work, Watch) or (isinstance(work, Results) and work.known is not None)
         breath = breath_of_this_run()
         with breath.news if endless else breath.answers:
             return cast("T", await _outcome_of(request))
@@ -347,14 +347,14 @@ class _Thread:
         )
 
     def _answer_results(self, requests: Iterable[tuple[_Request, Results]]) -> None:
-        """Answer those that have as many results as they want, with one read for all."""
+        """Answer those that have the results that they want, with one read for all."""
         requests = [item for item in requests if not item[0].is_claimed]
         if not requests:
             return
         found = self._store.results({work.task_id for _, work in requests})
         for request, work in requests:
             match found:
-                case outcome.Value(records) if len(records[work.task_id]) < work.at_least:
+                case outcome.Value(records) if not work.is_answered_by(records[work.task_id]):
                     continue
                 case outcome.Value(records):
                     answer: outcome.Outcome[Any] = outcome.Value(records[work.task_id])

@@ -1,4 +1,4 @@
--- Carry out settlements, each whole or not at all. {caller, consumer, window, blocks}
+-- Carry out settlements, each whole or not at all. {caller, consumer, blocks}
 -- A block is {topic, agent, settlements, plain, ttl} and a settlement {id, kind, ...}:
 --   {id, 'done', result, publications}
 --   {id, 'dead', result, publications, dead letter}
@@ -7,7 +7,7 @@
 -- `plain` is how many settlements of the block only store a success, for `ttl`. They are most of all, and cost half
 -- as much here: ARGV has four words for each, in order: id, task_id, record, seconds.
 -- Answers one flag for each settlement, the plain ones of a block first: 0 when its entry was not the consumer's any more.
-local caller, consumer, window, blocks = unpack(arguments)
+local caller, consumer, blocks = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
 
@@ -115,7 +115,7 @@ for _, block in ipairs(blocks) do
                 local result, publications = settlement[3], settlement[4]
                 if kind == 'dead' then bury(group, settlement[5]) end
                 if result[1] then store(agent, result) end
-                for _, publication in ipairs(publications) do append_once(publication, time, window) end
+                for _, publication in ipairs(publications) do append(publication, time) end
             end
         end
     end
