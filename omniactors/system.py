@@ -195,8 +195,10 @@ class OmniActors:
     def add(self, what: type[Agent] | AgentConfig, *args: Any, **keywords: Unpack[AgentKeywords]) -> str:
         """Add an agent, before the system runs or while it does; returns the agent's name.
 
-        `args` go to the agent's `__init__`, the keywords override those of its class. Raises
-        AgentError.
+        `args` go to the agent's `__init__`, the keywords override those of its class. One name on
+        another topic is one more subscription of that agent; on the same topic it replaces the
+        earlier one: that finishes what it has begun, and then the new one takes over. Raises
+        AgentError, also for an agent without a name that cannot be told from another.
         """
         return self._runtime.add(what, args, keywords).name
 
@@ -209,12 +211,12 @@ class OmniActors:
         """
         if not isinstance(agent_config, AgentConfig):
             raise AgentError(f"agent_config must be an AgentConfig, not {agent_config!r}")
-        name = self._runtime.add(agent_config, (), {}).name
+        subscription = self._runtime.add(agent_config, (), {})
         if self._supervisor is None:
-            await self._runtime.enroll(name)
+            await self._runtime.enroll(subscription)
         else:
-            await self._runtime.wait_started(name)
-        return name
+            await self._runtime.wait_started(subscription)
+        return subscription.name
 
     def agent_ref(self, name: str) -> ActorRef[Any]:
         """The reference of a running agent, for messages beside its events; raises ChildNotFound."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args, get_origin
@@ -141,15 +142,18 @@ class CallbackAgent(Agent):
         message = callback_message(event, self._subscription.name)
         if self._is_async:
             return await self._callback(message)
-        limit = self._subscription.options.timeout
+        limit = self._subscription.options.timeout or math.inf
         began = trio.current_time()
         # In a list, since trio refuses a bare coroutine: a plain function may well return one.
         (value,) = await trio.to_thread.run_sync(
             lambda: [self._callback(message)], abandon_on_cancel=True, limiter=self._limiter
         )
-        if limit is not None and trio.current_time() - began > limit:
+        with trio.move_on_at(began + limit) as scope:
+            if inspect.isawaitable(value):
+                value = await value
+        if scope.cancelled_caught or trio.current_time() - began > limit:
             raise HandlerTimeout(limit)
-        return await value if inspect.isawaitable(value) else value
+        return value
 
     @property
     def __keeps_time__(self) -> bool:

@@ -66,7 +66,7 @@ class Demand:
     def __init__(self) -> None:
         self.watched: dict[str, int] = {}
         """The topics to wait for, each with the position of the first fetch that drained a group of it."""
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[Group, Feed] = {}
         self._by_topic: dict[str, dict[Feed, None]] = {}
         self._ready: dict[Feed, None] = {}
         self._touched: set[str] = set()
@@ -84,28 +84,34 @@ class Demand:
     def add(self, subscription: Subscription) -> None:
         """Fetch for this agent too; anew, when it is here already."""
         self.remove(subscription)
-        feed = self._feeds[subscription.name] = Feed(subscription)
-        for topic in subscription.options.topics:
-            self._by_topic.setdefault(topic, {})[feed] = None
+        feed = Feed(subscription)
+        for group in subscription.groups:
+            self._feeds[group] = feed
+            self._by_topic.setdefault(group[0], {})[feed] = None
         self._consider(feed)
 
     def remove(self, subscription: Subscription) -> None:
         """Fetch for this agent no more."""
-        feed = self._feeds.pop(subscription.name, None)
+        feed = self._feed_of(subscription)
         if feed is None:
             return
         self._ready.pop(feed, None)
-        for topic in subscription.options.topics:
+        for topic, agent in subscription.groups:
+            del self._feeds[topic, agent]
             readers = self._by_topic[topic]
             del readers[feed]
             if not readers:
                 del self._by_topic[topic]
                 self.watched.pop(topic, None)
 
-    def subscription(self, agent: str) -> Subscription | None:
-        """The agent of this name, if it is fetched for."""
-        feed = self._feeds.get(agent)
+    def subscription(self, topic: str, agent: str) -> Subscription | None:
+        """What is fetched for as the agent of this name on the topic, if anything is."""
+        feed = self._feeds.get((topic, agent))
         return None if feed is None else feed.subscription
+
+    def _feed_of(self, subscription: Subscription) -> Feed | None:
+        feed = self._feeds.get(subscription.groups[0])
+        return feed if feed is not None and feed.subscription is subscription else None
 
     def changed(self, topics: Iterable[str]) -> None:
         """Something may have been added to these streams, or an agent of them paused or resumed."""
@@ -129,7 +135,7 @@ class Demand:
         if not self._ready:
             self._next_most = max(1, len(groups) // 2)
         for topic, agent in groups:
-            feed = self._feeds.get(agent)
+            feed = self._feeds.get((topic, agent))
             if feed is not None:
                 self._touched.add(topic)
                 feed.backlog[topic] = None
@@ -137,7 +143,7 @@ class Demand:
 
     def room(self, subscription: Subscription) -> None:
         """The lane of this agent has room."""
-        feed = self._feeds.get(subscription.name)
+        feed = self._feed_of(subscription)
         if feed is not None:
             self._consider(feed)
 
@@ -146,7 +152,7 @@ class Demand:
 
         Nothing is drained in which something changed while the fetch was on its way.
         """
-        feed = self._feeds.get(want.agent)
+        feed = self._feeds.get((want.topic, want.agent))
         if feed is None or want.topic in self._touched:
             return False
         feed.backlog.pop(want.topic, None)
@@ -160,7 +166,7 @@ class Demand:
     def fetched(self, wants: Sequence[Want]) -> None:
         """The fetch of these wants is over: whoever has room and backlog left is asked for again."""
         for want in wants:
-            feed = self._feeds.get(want.agent)
+            feed = self._feeds.get((want.topic, want.agent))
             if feed is not None:
                 self._consider(feed)
 

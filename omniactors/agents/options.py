@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import sys
@@ -179,6 +180,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "topic", _topic(self.topic))
         if not callable(self.callback):
             raise AgentError(f"callback must be a function, not {self.callback!r}")
+        if inspect.isgeneratorfunction(self.callback) or inspect.isasyncgenfunction(self.callback):
+            raise AgentError(f"callback must return its result, and {self.callback!r} is a generator: it yields")
         if not isinstance(self.config, SubscriptionConfig):
             raise AgentError(f"config must be a SubscriptionConfig, not {self.config!r}")
         if isinstance(self.tools, str) or not isinstance(self.tools, Sequence):
@@ -212,15 +215,27 @@ def check_name(name: object) -> str:
 def stable_name(what: object, topics: Sequence[str]) -> str:
     """A name for an agent that has none: the same at every start of the same program.
 
-    Made of module, qualified name and topics; a script's module is named after its file.
+    Made of module, qualified name and topics; a script's module is named after its file. Raises
+    AgentError for what has no name of its own, as a `functools.partial`, a lambda and an instance: two
+    programs would share the work that each is to get.
     """
+    qualified = getattr(what, "__qualname__", None)
+    if not isinstance(qualified, str) or qualified.endswith("<lambda>"):
+        kind = type(what).__name__ if qualified is None else "lambda"
+        raise AgentError(
+            f"an agent made of a {kind} cannot be told from others on {', '.join(topics)}: give it a name="
+        )
     module = getattr(what, "__module__", None) or type(what).__module__
     if module in {"__main__", LOADED_SCRIPT}:
         file = getattr(sys.modules.get(module), "__file__", None)
         module = Path(file).stem if file else "main"
-    qualified = getattr(what, "__qualname__", None) or type(what).__qualname__
     qualified = qualified.replace("<", "").replace(">", "").replace(".locals.", ".")
     return f"{module}.{qualified}@{'+'.join(topics)}".replace(":", "_")
+
+
+def is_lone(what: object) -> bool:
+    """Whether there is one of its name at a time: what a module defines, neither inside a function nor a method."""
+    return "<locals>" not in getattr(what, "__qualname__", "<locals>") and not inspect.ismethod(what)
 
 
 def tool_name(tool: object) -> str:
@@ -236,9 +251,15 @@ def field_of(content: object, path: str) -> object:
 
 
 def is_async(callback: Callable[..., Any]) -> bool:
-    """Whether calling it gives an awaitable."""
-    return inspect.iscoroutinefunction(inspect.unwrap(getattr(callback, "func", callback))) or (
-        inspect.iscoroutinefunction(getattr(callback, "__call__", None))  # noqa: B004 -- its kind is asked for
+    """Whether it is written as async, so that calling it only gives a coroutine.
+
+    Whatever else returns an awaitable may do anything before: a plain function that wraps an async
+    one is plain.
+    """
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(
+        getattr(type(callback), "__call__", None)  # noqa: B004 -- its kind is asked for
     )
 
 

@@ -99,7 +99,7 @@ class Router(Actor[Any]):
         for (topic, agent), group in groupby(entries, _group_of):
             together = list(group)
             counts[topic, agent] = counts.get((topic, agent), 0) + len(together)
-            subscription = self._demand.subscription(agent)
+            subscription = self._demand.subscription(topic, agent)
             if subscription is None:
                 self._services.settler.give_back(None, [entry.key for entry in together])
             elif subscription.is_ordered:
@@ -160,7 +160,7 @@ class Router(Actor[Any]):
         is_news = False
         for want in wants:
             is_paused = want.agent in fetched.paused
-            self._pause_or_resume(want.agent, is_paused=is_paused)
+            self._pause_or_resume(want, is_paused=is_paused)
             is_short = counts.get((want.topic, want.agent), 0) < want.credit and not fetched.has_more
             if (is_short or is_paused) and self._demand.drained(want, fetched.position):
                 is_news = is_news or want.topic not in self._watched
@@ -172,9 +172,9 @@ class Router(Actor[Any]):
         if is_news:
             self._watch_scope.cancel("there are other topics to watch")
 
-    def _pause_or_resume(self, agent: str, *, is_paused: bool) -> None:
+    def _pause_or_resume(self, want: Want, *, is_paused: bool) -> None:
         """Tell the lane and the bus when an agent was paused or resumed; what no handler has begun goes back."""
-        subscription = self._demand.subscription(agent)
+        agent, subscription = want.agent, self._demand.subscription(want.topic, want.agent)
         if subscription is None or subscription.lane.is_suspended == is_paused:
             return
         lane = subscription.lane

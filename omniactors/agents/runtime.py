@@ -17,7 +17,9 @@ import logging
 import math
 import random
 import time
-from dataclasses import dataclass, replace
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -32,19 +34,27 @@ from omniactors.agents.agent import Agent, CallbackAgent
 from omniactors.agents.attempt import error_info, lone_error
 from omniactors.agents.demand import Demand
 from omniactors.agents.failures import FailureLog, described
-from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, stable_name
+from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, is_lone, stable_name
 from omniactors.agents.reports import report_notice, report_unreadable, settled_drafts
 from omniactors.agents.router import Router
 from omniactors.agents.settler import Fate, Job, Settler, severity
 from omniactors.agents.subscription import Services, Subscription
 from omniactors.agents.webhooks import WebhookAgent
 from omniactors.backoff import Backoff
-from omniactors.errors import AgentError, BackendError, ChildError, ChildStartError, GaveUp
+from omniactors.errors import (
+    AgentError,
+    BackendError,
+    ChildAlreadyStarted,
+    ChildError,
+    ChildNotFound,
+    ChildStartError,
+    GaveUp,
+)
 from omniactors.events.event import Event
 from omniactors.streams.backend import AgentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.notices import Notice
@@ -94,19 +104,25 @@ class Outage:
     is_being_tried: bool = False
 
 
+@dataclass(eq=False)
 class Member:
-    """One agent of the roster: its subscription, what to run, and whether it runs."""
+    """One agent of the roster: its subscription, what to run, and whether it runs.
 
-    def __init__(self, subscription: Subscription, cls: type[Agent], args: tuple[Any, ...], callback: str) -> None:
-        self.subscription = subscription
-        self.cls = cls
-        self.args = args
-        self.callback = callback
-        self.outage: Outage | None = None
-        self.relapses = 0
-        self.up_since = 0.0
-        self.started = trio.Event()
-        self.error: Exception | None = None
+    `id` is how the supervisor of agents calls it, `what` the user gave. Those that it `replaces` end
+    before it starts.
+    """
+
+    id: str
+    subscription: Subscription
+    what: object
+    cls: type[Agent]
+    args: tuple[Any, ...]
+    replaces: list[Member]
+    outage: Outage | None = None
+    relapses: int = 0
+    up_since: float = 0.0
+    started: trio.Event = field(default_factory=trio.Event)
+    error: Exception | None = None
 
     def reset(self) -> None:
         """Be as before the first run."""
@@ -114,7 +130,13 @@ class Member:
         self.relapses = 0
         self.started = trio.Event()
         self.error = None
+        self.replaces.clear()
         self.subscription.lane.reset()
+
+    def is_made_of(self, what: object, args: tuple[Any, ...]) -> bool:
+        """Whether this is the same agent for who says no name: the same thing, or what its module defines anew."""
+        mine, other = _made_of(self.what), _made_of(what)
+        return self.args == args and (mine == other or is_lone(other))
 
     def spec(self, grace: float) -> ChildSpec:
         """The pool of its instances; transient, so that an agent that gave up stays down."""
@@ -128,7 +150,7 @@ class Member:
             name=self.subscription.name,
         )
         described = replace(described, backoff=AGENT_BACKOFF, prepare=self._prepare)
-        return ChildSpec(described, id=self.subscription.name, restart="transient", mailbox=options.mailbox)
+        return ChildSpec(described, id=self.id, restart="transient", mailbox=options.mailbox)
 
     def fail(self, reason: str, now: float) -> Outage:
         """Note that it gave up, or could not be started again."""
@@ -152,7 +174,7 @@ class Member:
             AgentRecord(
                 topic=topic,
                 name=self.subscription.name,
-                callback=self.callback,
+                callback=_callback_name(self.what),
                 tools=options.tools,
                 description=options.description,
                 config=config,
@@ -182,6 +204,8 @@ class AgentRuntime:
             backend, self._settler, bus, SystemClock(), result_ttl=result_ttl, entry_limit=entry_limit
         )
         self._roster: dict[str, Member] = {}
+        """By the id of each, which is the name of the first of a name."""
+        self._by_group: dict[tuple[str, str], Member] = {}
         self._agents = DynamicSupervisor(name="agents")
         self._news = trio.Event()
         self._is_up = False
@@ -191,31 +215,55 @@ class AgentRuntime:
 
     def add(self, what: object, args: tuple[Any, ...], keywords: AgentKeywords) -> Subscription:
         """Put an agent on the roster; raises AgentError. While the runtime runs it is started soon."""
-        cls, args, options, content_type, callback = _described(what, args)
+        cls, args, options, content_type = _described(what, args)
         options = options.override(keywords)
-        name = options.name or stable_name(what.callback if isinstance(what, AgentConfig) else what, options.topics)
-        if name in self._roster:
-            raise AgentError(f"there is an agent {name!r} already; give one of them another name=")
-        try:
-            subscription = Subscription(
-                options, name=name, content_type=content_type, services=self._services, on_room=self._demand.room
-            )
-        except TypeError as error:
-            raise AgentError(f"agent {name!r}: its content cannot be decoded to {content_type!r}: {error}") from error
-        self._roster[name] = Member(subscription, cls, args, callback)
+        name = options.name or stable_name(_made_of(what), options.topics)
+        replaced = self._replaced(what, args, options, name)
+        subscription = Subscription(
+            options,
+            name=name,
+            content_type=content_type,
+            services=self._services,
+            on_room=self._demand.room,
+        )
+        id_ = _id_of(name, options.topics, replaced, self._roster)
+        for earlier in replaced:
+            del self._roster[earlier.id]
+            self._close(earlier.subscription)
+            earlier.started.set()
+        ending = [member for earlier in replaced for member in (earlier, *earlier.replaces)]
+        member = self._roster[id_] = Member(id_, subscription, what, cls, args, ending)
+        self._by_group |= dict.fromkeys(subscription.groups, member)
         self._news.set()
         return subscription
 
-    async def wait_started(self, name: str) -> None:
+    def _replaced(self, what: object, args: tuple[Any, ...], options: AgentOptions, name: str) -> list[Member]:
+        """The members of this name whose topics it takes over, all of them; raises AgentError when it may not."""
+        found = {self._by_group.get((topic, name)): None for topic in options.topics}
+        earlier = [member for member in found if member is not None]
+        for member in earlier:
+            others = set(member.subscription.options.topics) - set(options.topics)
+            if others:
+                raise AgentError(
+                    f"agent {name!r} reads {', '.join(sorted(others))} too: to replace it, add it with all its topics; "
+                    "to add another agent, give it another name="
+                )
+            if options.name is None and not member.is_made_of(what, args):
+                raise AgentError(f"there is an agent {name!r} already; give one of them another name=")
+        return earlier
+
+    async def wait_started(self, subscription: Subscription) -> None:
         """Wait until an agent of a running runtime is ready; raises what kept it from starting."""
-        member = self._roster[name]
-        await member.started.wait()
+        member = None
+        while member is not (newest := self._by_group[subscription.groups[0]]):
+            member = newest
+            await member.started.wait()
         if member.error is not None:
             raise member.error
 
-    async def enroll(self, name: str) -> None:
+    async def enroll(self, subscription: Subscription) -> None:
         """Make the agent's groups and registry entry, without running it."""
-        await self._enroll([self._roster[name]])
+        await self._enroll([self._by_group[subscription.groups[0]]])
 
     def tree(self) -> Subtree:
         """The work half of the system, for one run."""
@@ -241,20 +289,25 @@ class AgentRuntime:
     @property
     def names(self) -> list[str]:
         """The names of the agents that users added."""
-        return [name for name, member in self._roster.items() if member.cls is not WebhookAgent]
+        users = (member.subscription.name for member in self._roster.values() if member.cls is not WebhookAgent)
+        return list(dict.fromkeys(users))
 
     def running_tasks(self) -> dict[str, int]:
         """How many events each agent handles at this moment."""
-        return {name: member.subscription.lane.handling for name, member in self._roster.items()}
+        handling: Counter[str] = Counter()
+        for member in self._roster.values():
+            handling[member.subscription.name] += member.subscription.lane.handling
+        return dict(handling)
 
     def notice(self, notice: Notice) -> None:
         """Take note of what happened in the tree, and tell the bus."""
-        at = {f"{self._agents.path}/{name}": name for name in self._roster}
+        at = {f"{self._agents.path}/{id}": member.subscription.name for id, member in self._roster.items()}
         report_notice(self._bus, notice, at)
         if isinstance(notice, notices.SupervisorGaveUp):
             name = at.get(notice.path)
             if name is not None:
-                self._gave_up(self._roster[name], _why(notice.reason.error, str(notice.reason)))
+                member = self._roster[notice.path.removeprefix(f"{self._agents.path}/")]
+                self._gave_up(member, _why(notice.reason.error, str(notice.reason)))
         elif isinstance(notice, notices.ChildExited) or (isinstance(notice, notices.ChildStartFailed) and self._is_up):
             # A first start that fails is raised to whoever runs the system, so it is not logged as well.
             error = notice.reason.error
@@ -266,7 +319,10 @@ class AgentRuntime:
 
     def held_events(self) -> dict[str, int]:
         """How many events of each agent are in memory here: waiting, being handled, being written."""
-        return {name: member.subscription.lane.held for name, member in self._roster.items()}
+        held: Counter[str] = Counter()
+        for member in self._roster.values():
+            held[member.subscription.name] += member.subscription.lane.held
+        return dict(held)
 
     async def _serve_backend(self, *, task_status: Incarnation) -> None:
         """Be a consumer; what keeps it from that is an error at the very first start, and waited out later."""
@@ -286,7 +342,7 @@ class AgentRuntime:
 
         A restart of the tree starts all again.
         """
-        started: set[str] = set()
+        started: set[Member] = set()
         self._reported = None
         await self._hire(started)
         await self._report()
@@ -296,21 +352,54 @@ class AgentRuntime:
             while True:
                 self._news = trio.Event()
                 await self._hire(started)
+                self._replace(started, cures)
                 await self._look_after(cures)
                 self._failures.flush(trio.current_time())
                 with trio.move_on_at(min(self._next_look(), self._failures.next_due())):
                     await self._news.wait()
 
-    async def _hire(self, started: set[str]) -> None:
+    async def _hire(self, started: set[Member]) -> None:
         """Start those that were not started since the tree was; raises the first failure of the very first start."""
+        fresh = [
+            member
+            for member in self._roster.values()
+            if member not in started and member.outage is None and not member.replaces
+        ]
+        if fresh:
+            started.update(fresh)
+            await self._start(fresh)
+
+    def _replace(self, started: set[Member], replacements: trio.Nursery) -> None:
+        """Have those take over that replace others; what one waits for holds up no other one."""
+        for member in self._roster.values():
+            if member.replaces and member not in started:
+                started.add(member)
+                replacements.start_soon(self._take_over, member)
+
+    async def _take_over(self, member: Member) -> None:
+        """Start an agent when those that it replaces have finished what they have begun, or had their grace time."""
+        while member.replaces:
+            earlier = member.replaces.pop()
+            with suppress(ChildNotFound):
+                await self._agents.stop_child(earlier.id)
+                await self._agents.delete_child(earlier.id)
+        await self._start([member])
+
+    def _is_on_roster(self, member: Member) -> bool:
+        return self._roster.get(member.id) is member
+
+    async def _start(self, members: list[Member]) -> None:
+        """Start agents, and fetch for them; but none that was replaced meanwhile."""
         is_first = not self._is_up
-        fresh = [member for name, member in self._roster.items() if name not in started and member.outage is None]
-        if not fresh:
-            return
-        for member in fresh:
-            started.add(member.subscription.name)
+        fresh = []
+        for member in members:
+            if not self._is_on_roster(member):
+                continue
+            fresh.append(member)
             try:
                 await self._agents.start_child(member.spec(self._grace))
+            except ChildAlreadyStarted:  # by the life of the staff before this one
+                pass
             except ChildStartError as error:
                 member.error = ChildStartError(member.subscription.name)
                 member.error.__cause__ = start_failure(error).__cause__
@@ -323,7 +412,8 @@ class AgentRuntime:
         # All groups of a runtime exist before its first fetch; one whose agent cannot start would only hold events up.
         await self._persist(lambda: self._enroll(ready))
         for member in ready:
-            self._demand.add(member.subscription)
+            if self._is_on_roster(member):
+                self._demand.add(member.subscription)
         for member in fresh:
             member.started.set()
 
@@ -362,7 +452,8 @@ class AgentRuntime:
     def _standing(self) -> tuple[list[tuple[str, str]], dict[str, str]]:
         """Which groups are served here, and which agents gave up and why."""
         up = [member.subscription for member in self._roster.values() if member.outage is None]
-        down = {name: member.outage.reason for name, member in self._roster.items() if member.outage is not None}
+        roster = self._roster.values()
+        down = {member.subscription.name: member.outage.reason for member in roster if member.outage is not None}
         return [group for subscription in up for group in subscription.groups], down
 
     async def _report(self) -> None:
@@ -381,8 +472,8 @@ class AgentRuntime:
             logger.log(severity(error), "what is down here is not reported yet: %s", error)
             wanted = frozenset()
         now = trio.current_time()
-        for name, member in self._roster.items():
-            outage = member.outage
+        for member in self._roster.values():
+            name, outage = member.subscription.name, member.outage
             if outage is not None and not outage.is_being_tried and (name in wanted or now >= outage.due):
                 outage.is_being_tried = True
                 cures.start_soon(self._cure, member)
@@ -399,6 +490,8 @@ class AgentRuntime:
         except ChildStartError as error:
             cause = start_failure(error).__cause__
             self._note_outage(member, "does not start", _why(cause, str(error)))
+            return
+        if not self._is_on_roster(member):
             return
         member.outage = None
         member.up_since = trio.current_time()
@@ -427,12 +520,16 @@ class AgentRuntime:
     def _gave_up(self, member: Member, reason: str) -> None:
         """Take no more events for it, and give back what it holds: others may handle it."""
         self._note_outage(member, "gave up", reason)
-        lane = member.subscription.lane
-        lane.is_closed = True
-        self._demand.remove(member.subscription)
-        self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
+        self._close(member.subscription)
         self._settler.withdraw(member.subscription.groups)
         self._bus.publish(Event(event_type="router.paused", data={"agent": member.subscription.name, "why": "gave up"}))
+
+    def _close(self, subscription: Subscription) -> None:
+        """Take no more events for it, and give back what nobody has begun."""
+        lane = subscription.lane
+        lane.is_closed = True
+        self._demand.remove(subscription)
+        self._settler.give_back(lane, [delivery.key for delivery in lane.clear()])
 
     def _release_all(self) -> None:
         """Give back everything that no handler has begun; called when the agents have stopped."""
@@ -445,17 +542,13 @@ class AgentRuntime:
         drafts: list[Draft] = []
         for job, fate in zip(jobs, fates, strict=True):
             settlement = job.settlement
-            if fate != "late":
-                subscription = self._roster[settlement.key.agent].subscription
-                if settlement.retry is None and settlement.dead is None:
-                    subscription.handled += 1
-                else:
-                    subscription.failed += 1
-                    self._tell_failure(job, fate, subscription.options.retry.max_attempts)
-                if job.event is None:
-                    self._bus.publish_drafts(drafts)
-                    drafts = []
-                    report_unreadable(self._bus, job)
+            if fate != "late" and (settlement.retry is not None or settlement.dead is not None):
+                reader = self._by_group[settlement.key.topic, settlement.key.agent]
+                self._tell_failure(job, fate, reader.subscription.options.retry.max_attempts)
+            if fate != "late" and job.event is None:
+                self._bus.publish_drafts(drafts)
+                drafts = []
+                report_unreadable(self._bus, job)
             drafts += settled_drafts(job, fate)
         self._bus.publish_drafts(drafts)
 
@@ -470,6 +563,23 @@ def _why(error: BaseException | None, otherwise: str) -> str:
     return otherwise if error is None else described(error_info(error))
 
 
+def _made_of(what: object) -> object:
+    """What an agent without a name gets its name from."""
+    return what.callback if isinstance(what, AgentConfig) else what
+
+
+def _callback_name(what: object) -> str:
+    made_of = _made_of(what)
+    return getattr(made_of, "__name__" if isinstance(what, AgentConfig) else "__qualname__", type(made_of).__name__)
+
+
+def _id_of(name: str, topics: Sequence[str], replaced: Sequence[Member], roster: Mapping[str, Member]) -> str:
+    """How the runtime calls it: as what it replaces; by its name, if it is the first; with its topics."""
+    if replaced:
+        return replaced[0].id
+    return f"{name}@{'+'.join(topics)}" if name in roster else name
+
+
 def start_failure(error: ChildStartError) -> ChildStartError:
     """The innermost failure of a tree that did not start: the child that raised."""
     while isinstance(error.__cause__, ChildStartError):
@@ -477,14 +587,14 @@ def start_failure(error: ChildStartError) -> ChildStartError:
     return error
 
 
-def _described(what: object, args: tuple[Any, ...]) -> tuple[type[Agent], tuple[Any, ...], AgentOptions, Any, str]:
+def _described(what: object, args: tuple[Any, ...]) -> tuple[type[Agent], tuple[Any, ...], AgentOptions, Any]:
     """What to run for an Agent subclass or an AgentConfig; raises AgentError for anything else."""
     if isinstance(what, AgentConfig):
         if args:
             raise AgentError("an AgentConfig takes no further arguments")
-        return CallbackAgent, (what,), what.options(), Any, getattr(what.callback, "__name__", repr(what.callback))
+        return CallbackAgent, (what,), what.options(), Any
     if isinstance(what, type) and issubclass(what, Agent):
         if what.handle is Agent.handle:
             raise AgentError(f"{what.__name__} needs a handle() method")
-        return what, args, what.__options__, what.__content_type__, what.__qualname__
+        return what, args, what.__options__, what.__content_type__
     raise AgentError(f"an agent is an Agent subclass or an AgentConfig, not {what!r}")

@@ -44,7 +44,10 @@ class Services:
 
 
 class Subscription:
-    """One agent: its options with a name and topics, and the lane its instances work from."""
+    """One agent on its topics: its options with a name, and the lane its instances work from.
+
+    `groups` are what it reads: (topic, agent) for each topic.
+    """
 
     def __init__(
         self,
@@ -59,16 +62,10 @@ class Subscription:
             raise AgentError(f"agent {name!r} has no topic; give one with topic= or topics=")
         self.options = options
         self.name = name
+        self.groups: list[tuple[str, str]] = [(topic, name) for topic in options.topics]
         self.services = services
         self.lane = EventLane(options.capacity, options.concurrency, lambda: on_room(self))
-        self.handled = 0
-        self.failed = 0
         self._decoder: EventDecoder[Any] = EventDecoder(content_type)
-
-    @property
-    def groups(self) -> list[tuple[str, str]]:
-        """The groups it reads: (topic, agent) for each topic."""
-        return [(topic, self.name) for topic in self.options.topics]
 
     @property
     def is_ordered(self) -> bool:

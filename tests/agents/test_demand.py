@@ -40,7 +40,7 @@ def fetch(demand: Demand, *, position: int = 1, brings: dict[tuple[str, str], in
     wants = demand.take() or []
     for want in wants:
         count = (brings or {}).get((want.topic, want.agent), 0)
-        subscription = demand.subscription(want.agent)
+        subscription = demand.subscription(want.topic, want.agent)
         assert subscription is not None
         fill(subscription, count)
         if count < want.credit:
@@ -192,7 +192,7 @@ def test_an_agent_that_is_removed_is_forgotten() -> None:
     fetch(demand)
     demand.remove(gone)
     demand.remove(gone)
-    assert demand.subscription("a") is None
+    assert demand.subscription("t", "a") is None
     demand.changed(["t"])
     assert asked(demand.take() or []) == [("t", "b", 4)]
     demand.remove(stays)
