@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import types
-import typing
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import trio
 
 from omniactors.actors.actor import Actor
 from omniactors.actors.messages import definer_namespace
+from omniactors.agents.annotations import content_type
 from omniactors.agents.attempt import attempt
 from omniactors.agents.current import event_in_hand
 from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, is_async
@@ -27,29 +26,6 @@ if TYPE_CHECKING:
 
     from omniactors.agents.lane import Delivery, EventLane
     from omniactors.agents.subscription import Subscription
-
-
-def _content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN401 -- any type form
-    """The Content of `async def handle(self, event: EventEnvelope[Content])`; Any when it says none."""
-    handle = cls.handle
-    if not inspect.iscoroutinefunction(handle):
-        raise AgentError(f"{cls.__name__}.handle must be an async function")
-    parameters = list(inspect.signature(handle).parameters.values())[1:]
-    if not parameters or any(parameter.default is parameter.empty for parameter in parameters[1:]):
-        raise AgentError(f"{cls.__name__}.handle takes one argument beside self, the event")
-    if parameters[0].annotation is inspect.Parameter.empty:
-        return Any
-    # This annotation alone: the others may name what only type checkers import.
-    alone = types.SimpleNamespace(__annotations__={"event": parameters[0].annotation})
-    try:
-        hint = typing.get_type_hints(alone, handle.__globals__, {**namespace, **vars(cls)})["event"]
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise AgentError(f"{cls.__name__}.handle: its annotation cannot be read: {error}") from error
-    if get_origin(hint) is EventEnvelope:
-        return get_args(hint)[0]
-    if hint is EventEnvelope or hint is Any:
-        return Any
-    raise AgentError(f"{cls.__name__}.handle takes an EventEnvelope[Content], not {hint!r}")
 
 
 class Agent(Actor[Any]):
@@ -72,7 +48,7 @@ class Agent(Actor[Any]):
         except AgentError as error:
             raise AgentError(f"{cls.__name__}: {error}") from None
         if "handle" in vars(cls):
-            cls.__content_type__ = _content_type(cls, definer_namespace())
+            cls.__content_type__ = content_type(cls, definer_namespace())
 
     async def handle(self, event: EventEnvelope[Any]) -> Any:  # noqa: ANN401 -- any JSON value
         """Handle one event; what it returns, any JSON value, is the result of the task.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,6 +133,8 @@ def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription
         settlement = _decide(delivery, outcome, subscription, seconds)
         return check_outcome(settlement, subscription.services.entry_limit)
     except EnvelopeError as error:
+        if isinstance(outcome, Succeeded) and inspect.iscoroutine(outcome.value):
+            outcome.value.close()  # returned without an await: the error says so, and no warning has to
         # The handler has done its work, and would return the same again: trying again helps nobody.
         return _decide(delivery, Failed(error=error_info(error), final=True), subscription, seconds)
 

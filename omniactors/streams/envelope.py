@@ -7,17 +7,28 @@ re-encoded: only settling an event removes it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import inspect
 import math
 import os
 import time
-from typing import Any, Generic, TypeVar
+from datetime import date, datetime, timedelta
+from datetime import time as dt_time
+from decimal import Decimal
+from enum import Enum
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import msgspec
 
 from omniactors.errors import ContentError, EntryError, EnvelopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 Content = TypeVar("Content")
 
@@ -172,17 +183,23 @@ def check_webhook(url: object) -> None:
 
 
 def check_content(value: object, path: str = "$") -> None:
-    """Raise ContentError, with the path, where `value` is not a JSON value.
+    """Raise ContentError, with the path, where `value` has no form in JSON.
 
-    JSON here is str, int, float, bool, None, dict with string keys, list and tuple. NaN and the
-    infinities are none (RFC 8259, section 6).
+    It has one when it is str, int, float, bool, None, a dict with string keys, a list or a tuple; and
+    when msgspec gives it one: dataclasses, its own structs, attrs classes, enums, sets, dates and
+    times, UUIDs, decimals, bytes. A model that can `model_dump(mode="json")`, as pydantic's, has the form
+    that it dumps. NaN and the infinities have none (RFC 8259, section 6).
     """
     if type(value) in _PLAIN:
         return
     try:
         _check(value, path)
+    except ContentError:
+        raise
     except RecursionError:
         raise ContentError(path, "it is nested too deeply, or holds itself") from None
+    except Exception as error:  # what is looked at may run code of its own
+        raise ContentError(path, f"it cannot be read: {type(error).__name__}: {error}") from error
 
 
 _PLAIN = frozenset({str, bool, int, type(None)})
@@ -205,16 +222,55 @@ def _check(value: object, path: str) -> None:
         if not math.isfinite(value):
             raise ContentError(path, f"{value!r} has no form in JSON")
     else:
-        _check_subclass(value, path)
+        _check_other(value, path)
 
 
-def _check_subclass(value: object, path: str) -> None:
-    if isinstance(value, str | int):
-        return
-    if isinstance(value, list | tuple):
+def _check_other(value: object, path: str) -> None:
+    """What is no JSON value itself: subclasses, and what has a form in JSON all the same."""
+    if isinstance(value, list | tuple | set | frozenset):
         _check(list(value), path)
-        return
-    raise ContentError(path, f"{kind_name(value)} is no JSON value (msgspec.to_builtins makes one of a struct)")
+    elif isinstance(value, Enum):
+        _check(value.value, path)
+    elif isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ContentError(path, f"{value!r} has no form in JSON")
+    elif not isinstance(value, _LEAVES):
+        fields = _fields_of(value)
+        if fields is not None:
+            for name in fields:
+                item = getattr(value, name, msgspec.UNSET)
+                if item is not msgspec.UNSET:
+                    _check(item, f"{path}.{name}")
+        elif _can_dump(value):
+            _check(_dumped(value, path), path)
+        else:
+            hint = "; it was not awaited" if inspect.isawaitable(value) else ""
+            raise ContentError(path, f"{kind_name(value)} is no JSON value{hint}")
+
+
+_LEAVES = (str, int, NoneType, date, dt_time, timedelta, UUID, bytes, bytearray, memoryview)
+
+
+def _fields_of(value: object) -> Iterable[str] | None:
+    """The names of the fields of a struct, a dataclass or an attrs class."""
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [field.name for field in dataclasses.fields(value)]
+    attributes = getattr(type(value), "__attrs_attrs__", None)
+    return None if attributes is None else [attribute.name for attribute in attributes]
+
+
+def _can_dump(value: object) -> bool:
+    """Whether it is a model of pydantic's, or of one that does as they do."""
+    return not isinstance(value, type) and callable(getattr(type(value), "model_dump", None))
+
+
+def _dumped(model: Any, path: str) -> object:  # noqa: ANN401 -- any model
+    try:
+        return model.model_dump(mode="json")
+    except Exception as error:
+        raise ContentError(path, f"{kind_name(model)} does not become JSON: {type(error).__name__}: {error}") from error
 
 
 def kind_name(value: object) -> str:
@@ -227,19 +283,37 @@ def encode_json(value: object, encoder: msgspec.json.Encoder | None = None) -> b
     """`value` as JSON; raises ContentError for what only shows when it is written (lone surrogates)."""
     try:
         return (encoder or _encoder).encode(value)
-    except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, msgspec.MsgspecError) as error:
+    except (UnicodeEncodeError, OverflowError, RecursionError, TypeError, ValueError, msgspec.MsgspecError) as error:
         raise ContentError("$", str(error)) from None
 
 
-def _plain(value: object) -> object:
-    """A subclass of a JSON scalar, as numpy's floats are one, as the scalar that it is."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, int):
-        return int(value)
+def _plain(value: Any) -> object:  # noqa: ANN401 -- whatever msgspec does not write itself
+    """A model as what it dumps; a subclass of something plain, as numpy's floats are one, as what it is one of."""
+    if _can_dump(value):
+        return _dumped(value, "$")
+    for kind, make in _MADE_PLAIN.items():
+        if isinstance(value, kind):
+            return make(value)
     raise TypeError(f"{kind_name(value)} is no JSON value")
+
+
+_MADE_PLAIN: dict[type, Callable[[Any], object]] = {
+    str: str.__str__,
+    float: float,
+    int: int,
+    datetime: lambda value: datetime.combine(date(value.year, value.month, value.day), value.timetz()),
+    date: lambda value: date(value.year, value.month, value.day),
+    dt_time: lambda value: dt_time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo),
+    timedelta: lambda value: timedelta(value.days, value.seconds, value.microseconds),
+    Decimal: Decimal,
+    bytes: bytes,
+}
+
+
+def _read_other(kind: Any, value: object) -> object:  # noqa: ANN401 -- any type that msgspec does not read itself
+    """A pydantic model, or one that does as they do; msgspec refuses what is no instance of the type then."""
+    validate = getattr(kind, "model_validate", None)
+    return validate(value) if callable(validate) else value
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
@@ -270,8 +344,12 @@ def digest_of(event: WireEvent[Any]) -> str:
     Raises ContentError when its content is no JSON.
     """
     check_content(event.content)
-    alike = encode_json(msgspec.structs.replace(event, task_id=None, created_at=0.0), _sorted)
-    return hashlib.blake2b(alike, digest_size=16).hexdigest()
+    alike = msgspec.structs.replace(event, task_id=None, created_at=0.0)
+    try:
+        text = encode_json(alike, _sorted)
+    except ContentError:  # a set of things that have no order among themselves
+        text = encode_json(alike)
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def wire_event(envelope: EventEnvelope[Any]) -> WireEvent[Any]:
@@ -301,7 +379,7 @@ class EventDecoder(Generic[Content]):
     """Reads stored bodies whose content has one type; made once per agent, used per event."""
 
     def __init__(self, content_type: Any = Any) -> None:  # noqa: ANN401 -- any type form that msgspec reads
-        self._decoder = msgspec.json.Decoder(WireEvent[content_type])
+        self._decoder = msgspec.json.Decoder(WireEvent[content_type], dec_hook=_read_other)
 
     def decode(self, body: bytes, *, topic: str, entry_id: str, attempts: int) -> EventEnvelope[Content]:
         """The event in `body`, for its try number `attempts`; raises EntryError with the reason.
@@ -322,5 +400,6 @@ class EventDecoder(Generic[Content]):
                 created_at=wire.created_at,
                 delivery_attempts=attempts,
             )
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, EnvelopeError) as error:
-            raise EntryError(f"the entry is no event that this agent can read: {error}") from error
+        except Exception as error:  # the type of the content may run code of users, which may raise anything
+            kind = "" if isinstance(error, msgspec.MsgspecError | EnvelopeError) else f"{type(error).__name__}: "
+            raise EntryError(f"the entry is no event that this agent can read: {kind}{error}") from error

@@ -128,7 +128,7 @@ async def test_configuration_is_json_by_key() -> None:
     assert await omni.config.delete("mode") is True
     assert await omni.config.delete("mode") is False
     with pytest.raises(ContentError, match=r"\$\.a"):
-        await omni.config.set("bad", {"a": {1, 2}})
+        await omni.config.set("bad", {"a": 1j})
     with pytest.raises(ValueError, match="key"):
         await omni.config.set("", 1)
     assert await omni.config.list() == {"empty": None}

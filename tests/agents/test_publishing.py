@@ -311,10 +311,10 @@ async def test_a_reserved_topic_is_refused(topic: str) -> None:
     [
         (float("nan"), "$"),
         ({"a": [1, float("inf")]}, "$.a[1]"),
-        ({"a": {1, 2}}, "$.a"),
+        ({"a": [1, object()]}, "$.a[1]"),
         ({"a": {3: "x"}}, "$.a"),
         (object(), "$"),
-        ({"when": b"bytes"}, "$.when"),
+        ({"when": 1j}, "$.when"),
         ("\ud800", "$"),
     ],
 )
@@ -348,7 +348,7 @@ async def test_a_batch_keeps_its_order_and_is_checked_whole() -> None:
     (stream,) = await omni.streams.list()
     assert stream.length == 1200
     with pytest.raises(ContentError):
-        await omni.publish_batch([*items, ("t", {1, 2})])
+        await omni.publish_batch([*items, ("t", object())])
     with pytest.raises(EnvelopeError, match="item 1200"):
         await omni.publish_batch([*items, "t"])  # type: ignore[list-item]
     (stream,) = await omni.streams.list()

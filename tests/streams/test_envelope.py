@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import decimal
+import enum
 import json
 import os
 import uuid
@@ -20,8 +24,10 @@ from omniactors.streams.envelope import (
     PayloadBase,
     check_content,
     check_topic,
+    digest_of,
     encode_event,
     new_id,
+    wire_event,
 )
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -96,6 +102,147 @@ class Level(IntEnum):
     HIGH = 3
 
 
+@dataclasses.dataclass
+class Order:
+    number: int
+    price: Any
+
+
+class Line(msgspec.Struct):
+    orders: list[Any]
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Hue(enum.Enum):
+    NONE = float("nan")
+
+
+class Model:
+    """What pydantic's models look like from outside."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and bool(self.data == other.data)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def model_dump(self, *, mode: str) -> Any:
+        if self.data == 5:
+            raise KeyError(mode)
+        return self.data
+
+    @classmethod
+    def model_validate(cls, data: Any) -> Model:
+        return cls({"x": data["x"]})
+
+
+class Strict(msgspec.Struct):
+    """A type whose own check raises what nobody expects."""
+
+    def __post_init__(self) -> None:
+        raise KeyError("never")
+
+
+class Untold(dict[str, int]):
+    def items(self) -> Any:
+        raise KeyError("no")
+
+
+class Moment(dt.datetime):
+    pass
+
+
+class Day(dt.date):
+    pass
+
+
+class Amount(decimal.Decimal):
+    pass
+
+
+WHEN = dt.datetime(2026, 11, 30, 12, 5, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        (Order(1, 2.5), {"number": 1, "price": 2.5}),
+        (Line([Order(1, None)]), {"orders": [{"number": 1, "price": None}]}),
+        ({"a": [Colour.RED]}, {"a": ["red"]}),
+        (WHEN, "2026-11-30T12:05:00Z"),
+        (WHEN.date(), "2026-11-30"),
+        (WHEN.time(), "12:05:00"),
+        (Moment(2026, 11, 30, 12, 5, tzinfo=dt.UTC), "2026-11-30T12:05:00Z"),
+        (Day(2026, 11, 30), "2026-11-30"),
+        (dt.timedelta(hours=1), "PT3600S"),
+        (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+        (decimal.Decimal("1.50"), "1.50"),
+        (Amount("1.50"), "1.50"),
+        (b"bytes", "Ynl0ZXM="),
+        (bytearray(b"bytes"), "Ynl0ZXM="),
+        ({"a": {7}}, {"a": [7]}),
+        (frozenset(), []),
+        (Model({"x": [1]}), {"x": [1]}),
+        ([Model([Order(1, 2)])], [[{"number": 1, "price": 2}]]),
+    ],
+    ids=repr,
+)
+def test_what_has_a_form_in_json_is_written_in_it(content: Any, written: Any) -> None:
+    assert json.loads(encode_event(envelope(content)))["content"] == written
+    assert digest_of(wire_event(envelope(content))) == digest_of(wire_event(envelope(content)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Order(1, 2),
+        Line([1]),
+        Colour.RED,
+        WHEN,
+        WHEN.date(),
+        uuid.UUID(int=5),
+        decimal.Decimal("1.50"),
+        b"b",
+        {7},
+        Model({"x": 1}),
+    ],
+    ids=repr,
+)
+def test_what_was_written_of_a_type_comes_back_as_that_type(content: Any) -> None:
+    assert decode(encode_event(envelope(content)), type(content)).payload.content == content
+    assert decode(encode_event(envelope([content])), list[type(content)]).payload.content == [content]  # type: ignore[misc]
+
+
+def test_a_set_of_things_without_an_order_has_a_digest() -> None:
+    assert digest_of(wire_event(envelope({1, "a", None})))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "why"),
+    [(Model, "KeyError: 'x'"), (Line, "Object missing required field `orders`"), (Strict, "KeyError: 'never'")],
+)
+def test_content_that_its_type_refuses_is_an_error_of_the_entry_whatever_it_raises(content_type: Any, why: str) -> None:
+    with pytest.raises(EntryError, match=why):
+        decode(b'{"content": {}}', content_type)
+
+
+def test_a_pydantic_model_goes_in_and_out() -> None:
+    pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed")
+    invoice = pydantic.create_model("Invoice", number=(int, ...), at=(dt.datetime, ...), total=(decimal.Decimal, ...))
+    content = invoice(number=1, at=WHEN, total="1.50")
+    body = encode_event(envelope({"invoice": content}))
+    assert json.loads(body)["content"] == {"invoice": {"number": 1, "at": "2026-11-30T12:05:00Z", "total": "1.50"}}
+    assert decode(body, dict[str, invoice]).payload.content == {"invoice": content}  # type: ignore[valid-type]
+    with pytest.raises(EntryError, match=r"number"):
+        decode(b'{"content": {"number": "x"}}', invoice)
+
+
 ring: list[object] = []
 ring.append(ring)
 
@@ -106,10 +253,18 @@ ring.append(ring)
         (float("nan"), "$"),
         (Weight("nan"), "$"),
         ({"a": [1, float("inf")]}, "$.a[1]"),
-        ({"a": {"b": {1, 2}}}, "$.a.b"),
+        ({"a": {"b": 1j}}, "$.a.b"),
         ([{"x": object()}], "$[0].x"),
         ({"a": {5: 1}}, "$.a"),
-        (b"bytes", "$"),
+        (Order, "$"),
+        (Order(1, float("nan")), "$.price"),
+        (Line([Order(1, decimal.Decimal("NaN"))]), "$.orders[0].price"),
+        ({"a": Hue.NONE}, "$.a"),
+        (Order(1, {5: 1}), "$.price"),
+        ([Line([object()])], "$[0].orders[0]"),
+        (Model({"a": float("inf")}), "$.a"),
+        ([Model(5)], "$[0]"),
+        (Untold(), "$"),
         (ring, "$"),
         ("\ud800", "$"),
         ({"\ud800": 1}, "$"),

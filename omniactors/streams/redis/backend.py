@@ -13,6 +13,7 @@ import trio
 
 from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
+from omniactors.streams.envelope import encode_json
 from omniactors.streams.redis import doctoring
 from omniactors.streams.redis.calls import Caller, Calls
 from omniactors.streams.redis.client import TrioRedis
@@ -454,7 +455,7 @@ class RedisBackend:
 
     async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value
         """Keep a value for all processes."""
-        await self._here().calls.command("HSET", self._keys.config, clean(key), msgspec.json.encode(value))
+        await self._here().calls.command("HSET", self._keys.config, clean(key), encode_json(value))
 
     async def delete_config(self, key: str) -> bool:
         """Forget a value; True when there was one."""

@@ -1,0 +1,125 @@
+"""Annotation rule: what a handler may take and return, as far as its annotations tell.
+
+What can never be read from JSON, or never be written as JSON, is refused when the agent is made. What
+only the value tells (an abstract type, one that only type checkers import) is left to the event.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import msgspec
+from msgspec.inspect import CustomType, DictType, type_info
+
+from omniactors.errors import AgentError
+from omniactors.streams.envelope import EventDecoder, EventEnvelope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+def content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN401 -- any type form
+    """The Content of `async def handle(self, event: EventEnvelope[Content])`; Any when it says none.
+
+    Raises AgentError for a handler that is none, and for types that no event or result can have.
+    """
+    handle, where = cls.handle, f"{cls.__name__}.handle"
+    if inspect.isasyncgenfunction(handle):
+        raise AgentError(f"{where} must return its result, and it yields")
+    if not inspect.iscoroutinefunction(handle):
+        raise AgentError(f"{where} must be an async function")
+    parameters = list(inspect.signature(handle).parameters.values())[1:]
+    if not parameters or any(parameter.default is parameter.empty for parameter in parameters[1:]):
+        raise AgentError(f"{where} takes one argument beside self, the event")
+    names = {**namespace, **vars(cls)}
+    check_returned(handle, where, names)
+    if parameters[0].annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        hint = _resolved(handle, parameters[0].annotation, names)
+    except NameError as error:
+        raise AgentError(
+            f"{where}: its annotation cannot be read: {error}; import it at run time too, not for type checkers alone"
+        ) from error
+    except (AttributeError, TypeError, SyntaxError) as error:
+        raise AgentError(f"{where}: its annotation cannot be read: {error}") from error
+    if get_origin(hint) is EventEnvelope:
+        return _readable(get_args(hint)[0], where)
+    if hint is EventEnvelope or hint is Any:
+        return Any
+    raise AgentError(f"{where} takes an EventEnvelope[Content], not {hint!r}")
+
+
+def check_returned(function: Callable[..., Any], where: str, names: Mapping[str, Any]) -> None:
+    """Raise AgentError when `function` says that it returns what can never be written as JSON."""
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if annotation is None:
+        return
+    try:
+        parts = list(_parts(type_info(_resolved(function, annotation, names))))
+    except Exception:  # noqa: BLE001 -- what cannot be read here is for type checkers alone
+        return
+    for part in parts:
+        if isinstance(part, CustomType) and _is_concrete(part.cls) and not hasattr(part.cls, "model_dump"):
+            raise AgentError(f"{where} returns a {part.cls.__name__}, which is no JSON value")
+        if isinstance(part, DictType) and isinstance(part.key_type, _NO_KEYS):
+            kind = type(part.key_type).__name__.removesuffix("Type").lower()
+            raise AgentError(f"{where} returns a dict with keys of type {kind}, and the keys of JSON are strings")
+
+
+_NO_KEYS = (
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.UUIDType,
+)
+
+
+def _readable(content: Any, where: str) -> Any:  # noqa: ANN401 -- any type form
+    """The type, if JSON can be read as it."""
+    try:
+        EventDecoder(content)
+        parts = list(_parts(type_info(content)))
+    except (TypeError, NameError, AttributeError) as error:
+        raise AgentError(f"{where}: no content can be read as {content!r}: {error}") from error
+    for part in parts:
+        if isinstance(part, CustomType) and _is_concrete(part.cls) and not hasattr(part.cls, "model_validate"):
+            raise AgentError(f"{where}: no content can be read as {part.cls.__name__}; a dataclass or a struct can")
+    return content
+
+
+def _is_concrete(cls: type) -> bool:
+    """Whether JSON never is an instance of it, nor of a class that stands for it."""
+    is_open = inspect.isabstract(cls) or getattr(cls, "_is_protocol", False) or cls is object
+    return not is_open and not issubclass(cls, (dict, list, tuple, set, frozenset, str, int, float, bytes))
+
+
+def _resolved(function: Callable[..., Any], annotation: object, names: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """One annotation alone: the others may name what only type checkers import."""
+    alone = types.SimpleNamespace(__annotations__={"it": annotation})
+    return typing.get_type_hints(alone, getattr(function, "__globals__", {}), dict(names))["it"]
+
+
+def _parts(info: Any) -> Iterator[msgspec.inspect.Type]:  # noqa: ANN401 -- a type, or a field that has one
+    """The type and all that it is made of, each once: a type may hold itself."""
+    seen: set[int] = set()
+    waiting = [info]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, msgspec.inspect.Type):
+            yield part
+        for name in part.__struct_fields__:
+            value = getattr(part, name)
+            each = value if isinstance(value, tuple) else (value,)
+            waiting += [one for one in each if isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field)]
