@@ -128,7 +128,9 @@ class Router(Actor[Any]):
 
     def _hand_out(self, subscription: Subscription, entry: Entry, read: Delivery | EntryError) -> None:
         crashes = entry.crashes
-        if crashes >= MAX_CRASHES:
+        if subscription.lane.is_closed:  # since it was fetched: the claim takes a moment
+            self._services.settler.give_back(None, [entry.key])
+        elif crashes >= MAX_CRASHES:
             self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
         elif isinstance(read, EntryError):
             self._bury(subscription, entry, "decode", error_info(read))
