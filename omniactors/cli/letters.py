@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -10,8 +9,8 @@ import typer
 from rich.text import Text
 
 from omniactors.cli.exits import CommandError, ExitCode
-from omniactors.cli.output import Format, FormatOption, counted, notice, one_line, print_json, safe, stderr, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.output import Format, FormatOption, agrees, counted, notice, one_line, print_json, safe, stdout
+from omniactors.cli.session import ask_system, store_name
 from omniactors.cli.times import TIME_HELP, parse_time, show_time
 from omniactors.streams.settlement import DeadReason
 
@@ -76,14 +75,14 @@ def dead_letters(
 ) -> None:
     """Show the newest dead letters of a topic, with the error that each died of."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
-    letters = with_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
+    letters = ask_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
     if output is Format.JSON:
         print_json(letters)
     elif letters:
         for letter in letters:
             _print_letter(letter)
     else:
-        notice(f"No {_such(filters)}dead letters at {topic}.")
+        notice(f"No {_such(filters)}dead letters at {topic}, in {store_name()}.")
 
 
 def replay(
@@ -101,7 +100,7 @@ def replay(
     """Give dead letters back to the agents in which they died, as if they were new."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
     choice = _Choice(topic, limit, filters)
-    number = with_system(lambda omni: omni.streams.replay(topic, limit=limit, **filters))
+    number = ask_system(lambda omni: omni.streams.replay(topic, limit=limit, **filters))
     if output is Format.JSON:
         print_json({"topic": topic, "replayed": number})
     else:
@@ -124,7 +123,7 @@ def purge(
     """Delete dead letters for good; asks first."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
     choice = _Choice(topic, limit, filters)
-    number = with_system(lambda omni: _purge(omni, choice, is_sure=is_sure))
+    number = ask_system(lambda omni: _purge(omni, choice, is_sure=is_sure))
     if output is Format.JSON:
         print_json({"topic": topic, "purged": number})
     else:
@@ -135,15 +134,9 @@ async def _purge(omni: OmniActors, choice: _Choice, *, is_sure: bool) -> int:
     """Delete, after asking when that is wanted and there is something to ask about; raises CommandError for a no."""
     if not is_sure:
         there = len(await omni.streams.dlq(choice.topic, choice.limit, **choice.filters))
-        if there and not _agrees(f"Delete {counted(there, 'dead letter')} of {choice.topic} for good? [y/N] "):
+        if there and not agrees(f"Delete {counted(there, 'dead letter')} of {choice.topic} for good? [y/N] "):
             raise CommandError("nothing was deleted; --yes deletes without asking")
     return await omni.streams.purge(choice.topic, limit=choice.limit, **choice.filters)
-
-
-def _agrees(question: str) -> bool:
-    """Whether the answer on stdin is yes; the question goes to stderr, since stdout is for the answer."""
-    stderr().print(Text(safe(question)), end="")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _filters(

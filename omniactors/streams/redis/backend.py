@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Settled,
         StreamInfo,
         Want,
+        Whereabouts,
     )
     from omniactors.streams.redis.settling import Prepared
     from omniactors.streams.redis.taking import Taken
@@ -395,6 +396,10 @@ class RedisBackend:
         return await self._here().listener.wait(self._keys.done(clean(task_id)), read)
 
     # -- looking after it -----------------------------------------------------------------------
+
+    async def find_task(self, task_id: str) -> list[Whereabouts]:
+        """What is known of a task beside its results."""
+        return await self._here().inspector.find_task(task_id)
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
         """The newest dead letters of a topic's groups that `where` admits, newest first."""

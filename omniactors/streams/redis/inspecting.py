@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from omniactors.errors import StreamFull
-from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo
+from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo, Whereabouts
 from omniactors.streams.redis.keys import Keys, clean, group_name, group_parts
 from omniactors.streams.redis.scripts import raw
 from omniactors.streams.redis.settling import body_of_letter, read_dead_letter
@@ -61,6 +61,25 @@ class Inspector:
                 break
         members = await self._calls.command("ZRANGE", self._keys.scheduled, 0, -1)
         return topics | {member.decode() for member in members}
+
+    async def find_task(self, task_id: str) -> list[Whereabouts]:
+        """Where the task is; only when it is nowhere, what is left of it."""
+        found: list[Whereabouts] = []
+        groups = await self._groups()
+        for topic in sorted({topic for topic, _ in groups} | await self._stored_topics()):
+            start = ""
+            while True:
+                after, places = await self._calls.script("find", [topic, clean(task_id), start])
+                found += [
+                    Whereabouts(topic=topic, agent=agent.decode() or None, state=state.decode())
+                    for agent, state in places
+                ]
+                start = after.decode()
+                if not start:
+                    break
+        if await self._calls.command("EXISTS", self._keys.result(clean(task_id))):
+            found.append(Whereabouts(topic="", state="expired"))
+        return [each for each in found if each.state != "expired"] or found
 
     # -- dead letters ---------------------------------------------------------------------------
 
