@@ -24,6 +24,7 @@ from omniactors.streams.envelope import (
     wire_event,
     write_event,
 )
+from omniactors.streams.portions import portions, publication_weight
 from omniactors.streams.settlement import Publication
 
 if TYPE_CHECKING:
@@ -123,9 +124,10 @@ class TaskOperations:
         """Publish in chunks; what is published is taken out of `derived`."""
         published: list[str] = []
         failed: dict[int, Exception] = {}
-        for start in range(0, len(publications), CHUNK):
-            chunk = publications[start : start + CHUNK]
+        start = 0
+        for chunk in portions(publications, publication_weight, count=CHUNK):
             places = range(start, start + len(chunk))
+            start += len(chunk)
             try:
                 fates = await self._backend.publish(chunk)
             except BackendError as error:

@@ -294,7 +294,8 @@ class Backend(Protocol):
         Released and due entries come first, by the time since when they are due (released ones
         before all, in the order of their ids), then new ones in the order of their publication.
         What is returned is owned by this consumer until it is settled or released. Only while
-        serving. A group that does not exist is created.
+        serving. A group that does not exist is created. Of large bodies a fetch brings fewer (some MiB,
+        one entry at least), and says so with `has_more`.
         """
         ...
 
@@ -348,7 +349,10 @@ class Backend(Protocol):
         ...
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
-        """The newest dead letters of a topic's groups that `where` admits, newest first."""
+        """The newest dead letters of a topic's groups that `where` admits, newest first.
+
+        Fewer than `limit` where their bodies are so large that they would not fit into memory together.
+        """
         ...
 
     async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:
