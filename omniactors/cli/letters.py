@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
+import msgspec
 import typer
 from rich.text import Text
 
@@ -12,7 +13,8 @@ from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.output import Format, FormatOption, agrees, counted, notice, one_line, print_json, safe, stdout
 from omniactors.cli.session import ask_system, store_name
 from omniactors.cli.times import TIME_HELP, parse_time, show_time
-from omniactors.streams.settlement import DeadReason
+from omniactors.redaction import redact
+from omniactors.streams.settlement import WEBHOOK_TOPIC, DeadReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +77,8 @@ def dead_letters(
 ) -> None:
     """Show the newest dead letters of a topic, with the error that each died of."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
-    letters = ask_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
+    found = ask_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
+    letters = [_without_password(letter) for letter in found]
     if output is Format.JSON:
         print_json(letters)
     elif letters:
@@ -171,15 +174,29 @@ def _tell(choice: _Choice, number: int, fate: str) -> None:
         notice(f"There may be more: --limit is {choice.limit:,}.")
 
 
+def _without_password(letter: DeadLetter) -> DeadLetter:
+    """The letter as it is shown: what its event holds is the user's own, but for the password of a webhook."""
+    message = letter.failed_message if isinstance(letter.failed_message, dict) else {}
+    content = message.get("content")
+    if letter.topic == WEBHOOK_TOPIC and isinstance(content, dict):
+        url = content.get("url")
+        message = {**message, "content": {**content, "url": redact(str(url))}}
+    else:
+        url = message.get("webhook")
+        message = {**message, "webhook": redact(str(url))}
+    if not isinstance(url, str) or redact(url) == url:
+        return letter
+    return msgspec.structs.replace(letter, failed_message=message, body=letter.body.replace(url, redact(url)))
+
+
 def _print_letter(letter: DeadLetter) -> None:
     message = letter.failed_message
     content = message.get("content") if isinstance(message, dict) else letter.body
     console = stdout()
     head = f"  {show_time(letter.failed_at)}  {letter.reason}"
     console.print(Text.assemble((safe(letter.agent), "bold"), (head, "dim")))
-    error = f"{letter.error_type}: {letter.error}" if letter.error_type else letter.error
     lines: Sequence[tuple[str, str, str]] = [
-        ("error", error, "red"),
+        ("error", letter.error, "red"),
         ("attempts", str(letter.attempts), ""),
         ("id", letter.id, ""),
         ("entry", letter.original_id, ""),

@@ -18,6 +18,7 @@ from omniactors.cli.session import ask_system, store_name, with_system
 from omniactors.cli.times import TIME_HELP, parse_time
 from omniactors.errors import StreamFull, TaskFailed
 from omniactors.operations.nearness import near
+from omniactors.operations.results import failure_of
 
 if TYPE_CHECKING:
     from omniactors import OmniActors, Whereabouts
@@ -195,7 +196,7 @@ async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
     for record in sorted(await omni.results.of_task(task_id), key=lambda record: record.status != "success"):
         if record.status == "success":
             return Fate(task_id, "success", record.result)
-        return Fate(task_id, "failed", failure=TaskFailed(task_id, record.agent, record.error or "", record.attempts))
+        return Fate(task_id, "failed", failure=failure_of(record))
     try:
         with trio.move_on_after(seconds):
             return Fate(task_id, "success", await omni.wait_result(task_id))
@@ -249,6 +250,7 @@ def _document(fate: Fate) -> dict[str, object]:
     if fate.failure is not None:
         document |= {
             "error": fate.failure.error,
+            "error_type": fate.failure.error_type,
             "agent": fate.failure.agent,
             "attempts": fate.failure.attempts,
         }

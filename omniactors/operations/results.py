@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from omniactors.errors import TaskFailed
 from omniactors.streams.backend import Whereabouts
 from omniactors.streams.envelope import made_at
 
@@ -31,6 +32,18 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     task_id: str
     state: TaskState
     places: tuple[Whereabouts, ...] = ()
+
+
+def failure_of(record: ResultRecord) -> TaskFailed:
+    """The error that a failed result stands for."""
+    return TaskFailed(
+        record.task_id,
+        record.agent,
+        record.error or "",
+        record.attempts,
+        error_type=record.error_type or "",
+        traceback=record.traceback or "",
+    )
 
 
 class ResultOperations:

@@ -13,7 +13,8 @@ from omniactors.agents.current import event_in_hand
 from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull, TaskFailed
+from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull
+from omniactors.operations.results import failure_of
 from omniactors.streams.envelope import (
     EventEnvelope,
     WireEvent,
@@ -162,7 +163,7 @@ class TaskOperations:
             if record is not None:
                 return record.result
             if own:
-                raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
+                raise failure_of(own[0])
             records = await self._backend.wait_results(task_id, records)
 
     async def _write_patiently(self, publication: Publication) -> Published:

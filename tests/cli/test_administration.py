@@ -90,23 +90,23 @@ def test_dead_letters_are_filtered_replayed_and_purged(store: Cli, tmp_path: Pat
     start = time.time()
     first, second, _ = [publish(store, "moody", content, "--wait", "20") for content in ("one", "two", "bad")]
     assert first.document()["status"] == second.document()["status"] == "failed"
-    assert letters(store) == ["not today", "my own words", "my own words"]
-    assert letters(store, "--limit", "1") == ["not today"]
+    assert letters(store) == ["LookupError: not today", "ValueError: my own words", "ValueError: my own words"]
+    assert letters(store, "--limit", "1") == ["LookupError: not today"]
     assert letters(store, "--error-type", "ValueError", "--agent", "moody", "--reason", "handler-error") == [
-        "my own words",
-        "my own words",
+        "ValueError: my own words",
+        "ValueError: my own words",
     ]
     assert letters(store, "--reason", "timeout") == letters(store, "--agent", "echo") == []
     assert letters(store, "--until", str(start)) == letters(store, "--since", str(time.time() + 60)) == []
     assert len(letters(store, "--since", str(start), "--until", str(time.time() + 60))) == 3
     oldest = store("streams", "dlq", "-t", "moody", "-f", "json").document()[-1]["id"]
-    assert letters(store, "--id", oldest) == ["my own words"]
+    assert letters(store, "--id", oldest) == ["ValueError: my own words"]
 
     (tmp_path / "mended").touch()
     done = store("streams", "replay", "-t", "moody", "--error-type", "ValueError", "--limit", "1", "-f", "json")
     assert done.document() == {"topic": "moody", "replayed": 1}
     assert fate(store, first, 20) == "success"
-    assert letters(store) == ["not today", "my own words"]
+    assert letters(store) == ["LookupError: not today", "ValueError: my own words"]
     text = store("bus", "replay", "-t", "moody", "--error-type", "ValueError")
     assert text.stdout == "1 dead letter of moody was given back to its agent.\n"
     assert fate(store, second, 20) == "success"

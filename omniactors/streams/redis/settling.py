@@ -153,7 +153,7 @@ def encode_dead_letter(key: EntryKey, dead: Dead, body: bytes, *, now: float) ->
             "original_stream": f"{STREAM}{clean(key.topic)}",
             "original_id": key.entry_id,
             "failed_message": msgspec.Raw(body) if _is_object(body) else None,
-            "error": clean(dead.error.message),
+            "error": clean(dead.error.text),
             "retry_count": max(dead.attempts - 1, 0),
             "failed_at": now,
             "reason": dead.reason,

@@ -262,7 +262,7 @@ class Batch:
                 agent=clean(key.agent),
                 reason=dead.reason,
                 error_type=clean(dead.error.type),
-                error=clean(dead.error.message),
+                error=clean(dead.error.text),
                 traceback=clean(dead.error.traceback),
                 attempts=dead.attempts,
             )
