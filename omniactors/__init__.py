@@ -88,17 +88,8 @@ if TYPE_CHECKING:
     from omniactors.events.event import Event
     from omniactors.events.subscription import Subscription
     from omniactors.operations.health import Health
-    from omniactors.operations.results import TaskStatus
     from omniactors.settings import Settings
-    from omniactors.streams.backend import (
-        AgentRecord,
-        DeadLetter,
-        Finding,
-        GroupInfo,
-        RuntimeRecord,
-        StreamInfo,
-        Whereabouts,
-    )
+    from omniactors.streams.backend import AgentRecord, DeadLetter, Finding, GroupInfo, RuntimeRecord, StreamInfo
     from omniactors.streams.envelope import EventEnvelope, PayloadBase
     from omniactors.streams.redis.client import TrioRedis
     from omniactors.streams.redis.errors import ConnectionLost
@@ -200,7 +191,6 @@ __all__ = [
     "SupervisorClosed",
     "SupervisorGaveUp",
     "TaskFailed",
-    "TaskStatus",
     "ThreadRef",
     "Timers",
     "TooManyChildren",
@@ -208,7 +198,6 @@ __all__ = [
     "TreeReport",
     "TrioRedis",
     "UnhandledMessage",
-    "Whereabouts",
     "on",
     "open_supervisor",
     "pool",
@@ -258,8 +247,7 @@ _NAMES_BY_HOME = {
     "omniactors.events.subscription": "Subscription",
     "omniactors.settings": "Settings",
     "omniactors.operations.health": "Health",
-    "omniactors.operations.results": "TaskStatus",
-    "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo Whereabouts",
+    "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo",
     "omniactors.streams.envelope": "EventEnvelope PayloadBase",
     "omniactors.streams.redis.client": "TrioRedis",
     "omniactors.streams.redis.errors": "ConnectionLost",

@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
-import trio
 
 from omniactors.gateway.access import Refusal
 from omniactors.gateway.wire import ClientGone
@@ -88,9 +87,7 @@ class Bridge:
         try:
             await self.application(_scope(wire, head, self.address), exchange.receive, exchange.send)
             exchange.check_complete()
-        except (trio.Cancelled, KeyboardInterrupt):
-            raise
-        except BaseException:  # an application may raise anything
+        except Exception:
             await wire.refuse(Refusal(500, "the gateway failed to answer"))
             raise
         return wire.start_next_cycle()

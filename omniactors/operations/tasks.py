@@ -13,8 +13,7 @@ from omniactors.agents.current import event_in_hand
 from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull
-from omniactors.operations.results import failure_of
+from omniactors.errors import BackendError, BackendRefused, BatchFailed, EnvelopeError, StreamFull, TaskFailed
 from omniactors.streams.envelope import (
     EventEnvelope,
     WireEvent,
@@ -100,7 +99,8 @@ class TaskOperations:
         """Publish many events; returns their ids, in order.
 
         All are checked first: a bad one raises EnvelopeError and nothing is published. Then they
-        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
+        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed. A store
+        that takes nothing for now is waited for once: what comes behind that chunk is not tried.
         """
         current = event_in_hand()
         events = [_as_event(item, index) for index, item in enumerate(items)]
@@ -125,15 +125,20 @@ class TaskOperations:
         """Publish in chunks; what is published is taken out of `derived`."""
         published: list[str] = []
         failed: dict[int, Exception] = {}
-        start = 0
+        done = 0
         for chunk in portions(publications, publication_weight, count=CHUNK):
-            places = range(start, start + len(chunk))
-            start += len(chunk)
+            places = range(done, done + len(chunk))
+            done += len(chunk)
             try:
                 fates = await self._backend.publish(chunk)
-            except BackendError as error:
+            except (BackendRefused, StreamFull) as error:
                 failed.update(dict.fromkeys(places, error))
                 continue
+            except BackendError as error:
+                failed.update(dict.fromkeys(places, error))
+                rest = BackendError(f"not tried, since the store took nothing before: {error}")
+                failed.update(dict.fromkeys(range(done, len(publications)), rest))
+                break
             for place in places:
                 derived.pop(place, None)
             told = zip(chunk, fates, strict=True)
@@ -163,7 +168,7 @@ class TaskOperations:
             if record is not None:
                 return record.result
             if own:
-                raise failure_of(own[0])
+                raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
             records = await self._backend.wait_results(task_id, records)
 
     async def _write_patiently(self, publication: Publication) -> Published:
