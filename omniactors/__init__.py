@@ -88,8 +88,17 @@ if TYPE_CHECKING:
     from omniactors.events.event import Event
     from omniactors.events.subscription import Subscription
     from omniactors.operations.health import Health
+    from omniactors.operations.results import TaskStatus
     from omniactors.settings import Settings
-    from omniactors.streams.backend import AgentRecord, DeadLetter, Finding, GroupInfo, RuntimeRecord, StreamInfo
+    from omniactors.streams.backend import (
+        AgentRecord,
+        DeadLetter,
+        Finding,
+        GroupInfo,
+        RuntimeRecord,
+        StreamInfo,
+        Whereabouts,
+    )
     from omniactors.streams.envelope import EventEnvelope, PayloadBase
     from omniactors.streams.redis.client import TrioRedis
     from omniactors.streams.redis.errors import ConnectionLost
@@ -191,6 +200,7 @@ __all__ = [
     "SupervisorClosed",
     "SupervisorGaveUp",
     "TaskFailed",
+    "TaskStatus",
     "ThreadRef",
     "Timers",
     "TooManyChildren",
@@ -198,6 +208,7 @@ __all__ = [
     "TreeReport",
     "TrioRedis",
     "UnhandledMessage",
+    "Whereabouts",
     "on",
     "open_supervisor",
     "pool",
@@ -247,7 +258,8 @@ _NAMES_BY_HOME = {
     "omniactors.events.subscription": "Subscription",
     "omniactors.settings": "Settings",
     "omniactors.operations.health": "Health",
-    "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo",
+    "omniactors.operations.results": "TaskStatus",
+    "omniactors.streams.backend": "AgentRecord DeadLetter Finding GroupInfo RuntimeRecord StreamInfo Whereabouts",
     "omniactors.streams.envelope": "EventEnvelope PayloadBase",
     "omniactors.streams.redis.client": "TrioRedis",
     "omniactors.streams.redis.errors": "ConnectionLost",

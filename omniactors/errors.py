@@ -288,14 +288,23 @@ class StreamFull(BackendError):
 
 
 class TaskFailed(OmniActorsError):
-    """The task was dead-lettered; `error` is what its handler raised last."""
+    """The task was dead-lettered after `attempts` tries of `agent`.
 
-    def __init__(self, task_id: str, agent: str, error: str, attempts: int) -> None:
+    `error` is what its handler raised last, as `KeyError: 'nope'`; `error_type` is the name of the
+    exception's class, `traceback` what Python prints of it. Both are empty when an older version wrote
+    the result.
+    """
+
+    def __init__(
+        self, task_id: str, agent: str, error: str, attempts: int, *, error_type: str = "", traceback: str = ""
+    ) -> None:
         super().__init__(task_id, agent, error, attempts)
         self.task_id = task_id
         self.agent = agent
         self.error = error
         self.attempts = attempts
+        self.error_type = error_type
+        self.traceback = traceback
 
     def __str__(self) -> str:
         tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"

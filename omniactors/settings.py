@@ -214,12 +214,25 @@ def read_settings(url: str | None = None, *, folder: Path | None = None) -> Sett
     """
     folder = Path.cwd() if folder is None else folder
     try:
-        text = (folder / ".env").read_text(encoding="utf-8")
+        data = (folder / ".env").read_bytes()
     except FileNotFoundError:
-        text = ""
-    except (OSError, UnicodeDecodeError) as error:
+        data = b""
+    except OSError as error:
         raise SettingsError(f"{folder / '.env'} cannot be read: {error}") from error
+    text = _dotenv_text(data, folder / ".env")
     return choose_settings(url, environ=os.environ, dotenv=text, folder=folder)
+
+
+def _dotenv_text(data: bytes, file: Path) -> str:
+    """The text of a `.env` file, with a byte order mark or without one; raises SettingsError."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        raise SettingsError(f"{file} is not UTF-8 but UTF-16, or no text at all: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Not its bytes: they may be a secret.
+        line = data[: error.start].count(b"\n") + 1
+        raise SettingsError(f"{file} is not UTF-8 in line {line}: save it as UTF-8") from None
 
 
 def choose_settings(url: str | None, *, environ: Mapping[str, str], dotenv: str, folder: Path) -> Settings:

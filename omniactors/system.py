@@ -103,7 +103,7 @@ class OmniActors:
         )
         self._tasks = TaskOperations(self._backend, self.bus, entry_limit=self.settings.entry_limit)
         self.agents = AgentOperations(self._backend)
-        self.results = ResultOperations(self._backend)
+        self.results = ResultOperations(self._backend, result_ttl=self.settings.result_ttl)
         self.streams = StreamOperations(self._backend)
         self.config = ConfigOperations(self._backend)
         self._supervisor: Supervisor | None = None

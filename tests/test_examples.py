@@ -95,8 +95,8 @@ def test_the_pipeline_accounts_for_every_file_and_says_why_it_refused_one(tmp_pa
         assert row in report
     assert "| pipe&#124;in name.md | " in report
     assert "| sub/new line.txt | " in report
-    assert "| binary | it is not UTF-8: invalid start byte at byte 3 |" in report
-    assert "| latin.txt | it is not UTF-8: invalid start byte at byte 2 |" in report
+    assert "| binary | Reject: it is not UTF-8: invalid start byte at byte 3 |" in report
+    assert "| latin.txt | Reject: it is not UTF-8: invalid start byte at byte 2 |" in report
     assert "hidden" not in report
 
 

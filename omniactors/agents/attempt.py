@@ -16,11 +16,12 @@ from omniactors.agents.settler import Job
 from omniactors.agents.signals import HandlerTimeout, Reject, Reply, RetryAfter
 from omniactors.errors import EnvelopeError
 from omniactors.events.context import enter_run, leave_run
+from omniactors.redaction import redact
 from omniactors.streams.settlement import ErrorInfo, Failed, Outcome, Settlement, Succeeded, settle
 from omniactors.tracebacks import user_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from omniactors.agents.lane import Delivery
     from omniactors.agents.subscription import Subscription
@@ -175,16 +176,14 @@ def lone_error(error: BaseException) -> BaseException:
 
 def error_info(error: BaseException) -> ErrorInfo:
     """An exception as data that can be written as JSON, whatever its texts hold."""
-    try:
-        message = str(error) or type(error).__name__
-        trace = user_traceback(error)
-    except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
-        message, trace = f"its message cannot be read: {type(broken).__name__}", ""
-    return ErrorInfo(
-        type=type(error).__name__, message=_text(message[:MAX_MESSAGE]), traceback=_text(trace[-MAX_TRACEBACK:])
-    )
+    message = _told(lambda: str(error))[:MAX_MESSAGE]
+    trace = _told(lambda: user_traceback(error))[-2 * MAX_TRACEBACK :]
+    return ErrorInfo(type=type(error).__name__, message=redact(message), traceback=redact(trace)[-MAX_TRACEBACK:])
 
 
-def _text(text: str) -> str:
+def _told(tell: Callable[[], str]) -> str:
     """The text without lone surrogates, which file names bring into messages and UTF-8 cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    try:
+        return tell().encode("utf-8", "backslashreplace").decode()
+    except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
+        return f"its message cannot be read: {type(broken).__name__}"

@@ -86,6 +86,5 @@ class FailureLog:
 
 def described(error: ErrorInfo) -> str:
     """The error in one line, with its type, as `KeyError: 'nope'`."""
-    text = " ".join(error.message.split())
-    text = text if len(text) <= LINE else f"{text[: LINE - 1]}…"
-    return text if text.startswith(error.type) else f"{error.type}: {text}"
+    text = " ".join(error.text.split())
+    return text if len(text) <= LINE else f"{text[: LINE - 1]}…"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omniactors.actors.inspection import ChildInfo
 from omniactors.actors.notices import ChildStarted
 from omniactors.events.event import Draft, Event
+from omniactors.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +75,7 @@ def settled_drafts(job: Job, fate: Fate) -> list[Draft]:
             _task_draft(name, event, agent, (*_TASK, *told), *told.values()) for name, told in _ends(job, fate, seconds)
         ]
         for draft in ends:
-            draft.weight += len(job.error.message) if job.error is not None else 0
+            draft.weight += len(job.error.text) if job.error is not None else 0
     if fate != "late":
         ends[-1].ends_run = settlement.retry is None and event.correlation_id is None
         ends += [published_draft(publication) for publication in settlement.publications]
@@ -88,13 +89,13 @@ def _ends(job: Job, fate: Fate, seconds: float) -> list[tuple[str, dict[str, Any
     if fate == "unconfirmed":
         told["unconfirmed"] = True
     if job.error is not None:
-        told |= {"error": job.error.message, "error_type": job.error.type}
+        told |= {"error": job.error.text, "error_type": job.error.type}
     if fate == "late":
         return [("task.late_completion", told)]
     if settlement.retry is not None:
         return [("task.failed", told), ("task.retried", {"after": settlement.retry.after})]
     if settlement.dead is not None:
-        dead = {"reason": settlement.dead.reason, "error": settlement.dead.error.message}
+        dead = {"reason": settlement.dead.reason, "error": settlement.dead.error.text}
         return [("task.failed", told), ("task.dead_lettered", dead)]
     return [("task.completed", told)]
 
@@ -109,7 +110,7 @@ def report_unreadable(bus: EventBus, job: Job) -> None:
         "agent": key.agent,
         "entry_id": key.entry_id,
         "reason": dead.reason,
-        "error": dead.error.message,
+        "error": dead.error.text,
     }
     bus.publish(Event(event_type="task.dead_lettered", data=data))
 
@@ -150,4 +151,4 @@ def _plain(value: object) -> object:
         return value.as_dict()
     if isinstance(value, tuple):
         return list(value)
-    return value if isinstance(value, int | float) else str(value)
+    return value if isinstance(value, int | float) else redact(str(value))

@@ -1,8 +1,10 @@
-"""`omniactors agent`: the agents that are registered in the store, and their pauses."""
+"""`omniactors agent`: the agents that are registered in the store: what became of them, pauses, restarts, deletion."""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +15,13 @@ from rich.tree import Tree
 
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.listing import Listing
-from omniactors.cli.output import Format, FormatOption, notice, print_json, safe, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.output import Format, FormatOption, agrees, counted, notice, print_json, safe, stdout
+from omniactors.cli.session import ask_system, store_name
 from omniactors.errors import AgentError
 from omniactors.streams.backend import AgentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from omniactors import OmniActors
 
@@ -30,10 +32,16 @@ NameArgument = Annotated[str | None, typer.Argument(metavar="NAME", help="The ag
 NameOption = Annotated[str | None, typer.Option("--name", "-n", metavar="NAME", help="The same, as an option.")]
 
 
+DeadLettersOption = Annotated[bool, typer.Option("--dead-letters", help="Delete the dead letters too.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Also while a process uses it, which may bring it back.")]
+SureOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first, at a terminal.")]
+
+
 class _Listed(AgentRecord, frozen=True, kw_only=True):
-    """A registered agent, and whether it is paused."""
+    """A registered agent, whether it is paused, and why it gave up in some process, None when it did not."""
 
     paused: bool
+    gave_up: str | None
 
 
 class Layout(StrEnum):
@@ -54,15 +62,14 @@ def group() -> None:
 def list_agents(
     layout: Annotated[Layout, typer.Option("--format", "-f", help="How to show them.")] = Layout.TREE,
 ) -> None:
-    """List the registered agents by topic."""
-    agents = with_system(_read)
-    if layout is Layout.JSON:
-        print_json(_by_topic(agents))
-        return
-    if not agents:
-        notice("No agents are registered. Start some with: omniactors run FILE_OR_MODULE")
+    """List the registered agents by topic; exit code 1 when one has given up."""
+    agents = ask_system(_read)
+    if not agents and layout is not Layout.JSON:
+        notice(f"No agents are registered in {store_name()}. Start some with: omniactors run FILE_OR_MODULE")
         return
     match layout:
+        case Layout.JSON:
+            print_json(_by_topic(agents))
         case Layout.TREE:
             _print_tree(agents)
         case Layout.TABLE:
@@ -70,6 +77,8 @@ def list_agents(
         case Layout.COMPACT:
             for agent in agents:
                 stdout().print(Text.assemble(f"{safe(agent.topic)}  ", _name(agent)))
+    if any(agent.gave_up is not None for agent in agents):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command()
@@ -78,12 +87,10 @@ def pause(argument: NameArgument = None, name: NameOption = None, output: Format
     chosen = _chosen(argument, name)
 
     async def work(omni: OmniActors) -> None:
-        try:
+        with _as_command_error():
             await omni.agents.pause(chosen)
-        except AgentError as error:
-            raise CommandError(str(error)) from error
 
-    with_system(work)
+    ask_system(work)
     if output is Format.JSON:
         print_json({"agent": chosen, "paused": True})
     else:
@@ -100,27 +107,116 @@ def resume(argument: NameArgument = None, name: NameOption = None, output: Forma
         await omni.agents.resume(chosen)
         return was_paused
 
-    was_paused = with_system(work)
+    was_paused = ask_system(work)
     if output is Format.JSON:
         print_json({"agent": chosen, "paused": False})
     else:
         notice(f"{chosen} takes events again" if was_paused else f"{chosen} was not paused")
 
 
-def _chosen(argument: str | None, option: str | None) -> str:
-    """The agent that is meant, which may be given either way; raises CommandError."""
+@app.command()
+def restart(argument: NameArgument = None, name: NameOption = None, output: FormatOption = Format.TEXT) -> None:
+    """Have an agent that gave up tried again at once, in every process in which it did."""
+    chosen = _chosen(argument, name)
+
+    async def work(omni: OmniActors) -> int:
+        with _as_command_error():
+            return await omni.agents.restart(chosen)
+
+    number = ask_system(work)
+    if output is Format.JSON:
+        print_json({"agent": chosen, "restarted_in": number})
+    elif number:
+        notice(f"{chosen} is tried again in {counted(number, 'process')}; see how it does with: omniactors health")
+    else:
+        notice(f"{chosen} has given up nowhere, so there is nothing to do")
+
+
+@app.command()
+def delete(
+    argument: NameArgument = None,
+    name: NameOption = None,
+    *,
+    dead_letters: DeadLettersOption = False,
+    force: ForceOption = False,
+    is_sure: SureOption = False,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Forget an agent that was renamed or removed: its groups, registration, pause and counters."""
+    chosen = _chosen(argument, name)
+    _ask(f"Delete agent {chosen}, with what waits for it alone? [y/N] ", is_sure=is_sure)
+
+    async def work(omni: OmniActors) -> None:
+        with _as_command_error():
+            await omni.agents.delete(chosen, dead_letters=dead_letters, force=force)
+
+    ask_system(work)
+    if output is Format.JSON:
+        print_json({"agent": chosen, "deleted": True})
+    else:
+        notice(f"{chosen} is deleted")
+
+
+@app.command("delete-topic")
+def delete_topic(
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="The topic, as streams list shows it.")] = None,
+    option: Annotated[str | None, typer.Option("--topic", "-t", metavar="TOPIC", help="The same.")] = None,
+    *,
+    dead_letters: DeadLettersOption = False,
+    force: ForceOption = False,
+    is_sure: SureOption = False,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Forget a topic: all its events, read or not, and the agents' places on it."""
+    chosen = _chosen(topic, option, "one topic; omniactors streams list shows them")
+    _ask(f"Delete topic {chosen}, with all its events? [y/N] ", is_sure=is_sure)
+
+    async def work(omni: OmniActors) -> int:
+        with _as_command_error():
+            return await omni.agents.delete_topic(chosen, dead_letters=dead_letters, force=force)
+
+    number = ask_system(work)
+    if output is Format.JSON:
+        print_json({"topic": chosen, "deleted": number})
+    else:
+        notice(f"{chosen} is deleted, with {counted(number, 'event')}")
+
+
+def _ask(question: str, *, is_sure: bool) -> None:
+    """Ask whoever sits at a terminal; raises CommandError for a no."""
+    if not is_sure and sys.stdin is not None and sys.stdin.isatty() and not agrees(question):
+        raise CommandError("nothing was deleted; --yes deletes without asking")
+
+
+@contextmanager
+def _as_command_error() -> Iterator[None]:
+    """What is refused is no misuse of the command line."""
+    try:
+        yield
+    except AgentError as error:
+        raise CommandError(str(error)) from error
+
+
+def _chosen(
+    argument: str | None, option: str | None, what: str = "the name of one agent; omniactors agent list shows them"
+) -> str:
+    """The agent or topic that is meant, which may be given either way; raises CommandError."""
     match argument, option:
         case str(name), None:
             return name
         case None, str(name):
             return name
-    raise CommandError("give the name of one agent; omniactors agent list shows them", ExitCode.USAGE)
+    raise CommandError(f"give {what}", ExitCode.USAGE)
 
 
 async def _read(omni: OmniActors) -> list[_Listed]:
-    """The registry, with what is paused."""
+    """The registry, with what is paused and what gave up."""
     paused = await omni.agents.paused()
-    return [_Listed(**msgspec.structs.asdict(agent), paused=agent.name in paused) for agent in await omni.agents.list()]
+    down = {agent: reason for runtime in await omni.runtimes() for agent, reason in runtime.gave_up.items()}
+    return [
+        _Listed(**msgspec.structs.asdict(agent), paused=agent.name in paused, gave_up=down.get(agent.name))
+        for agent in await omni.agents.list()
+    ]
 
 
 def _by_topic(agents: Sequence[_Listed]) -> dict[str, list[_Listed]]:
@@ -142,7 +238,8 @@ def _print_tree(agents: Sequence[_Listed]) -> None:
 
 def _name(agent: _Listed) -> Text:
     pause_mark = ("  paused", "bold yellow") if agent.paused else ""
-    return Text.assemble((safe(agent.name), "green"), pause_mark)
+    down_mark = "" if agent.gave_up is None else (f"  gave up: {safe(agent.gave_up)}", "bold red")
+    return Text.assemble((safe(agent.name), "green"), pause_mark, down_mark)
 
 
 def _details(agent: _Listed) -> list[tuple[str, str]]:

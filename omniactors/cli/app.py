@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import platform
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import trio
 import typer
+from rich.text import Text
 
 import omniactors
 from omniactors.cli import agents, configuration, health, streams, tasks
-from omniactors.cli.exits import ExitCode, OutputClosed, exit_code, expected_error
+from omniactors.cli.exits import ExitCode, OutputClosed, OutputFailed, exit_code, expected_error
 from omniactors.cli.loading import UserCodeError
-from omniactors.cli.output import Format, FormatOption, complain, flush_notices, forget, print_json, stderr, stdout
+from omniactors.cli.output import (
+    Format,
+    FormatOption,
+    complain,
+    flush_notices,
+    forget,
+    print_json,
+    spell_out,
+    stderr,
+    stdout,
+)
 from omniactors.cli.run import run
 from omniactors.cli.watch import watch
 from omniactors.settings import read_settings
@@ -25,6 +38,7 @@ app = typer.Typer(
     name="omniactors",
     help="Supervised actors on trio: durable agents, and a WebSocket to watch them.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -36,7 +50,12 @@ app.add_typer(streams.app, name="bus", help="The same as streams.")
 app.add_typer(configuration.app, name="config")
 app.command()(watch)
 app.command()(health.metrics)
+app.command()(health.health)
 app.command()(health.doctor)
+
+
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says of a file that takes nothing more."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,6 +93,7 @@ def info(output: FormatOption = Format.TEXT) -> None:
 
 def main() -> None:
     """Run the command line and exit; what is expected to fail is told in one sentence on stderr."""
+    spell_out()
     try:
         app()
     except KeyboardInterrupt:
@@ -82,19 +102,32 @@ def main() -> None:
         if isinstance(error, BaseExceptionGroup) and error.split(KeyboardInterrupt)[1] is None:
             sys.exit(ExitCode.INTERRUPTED)
         known = expected_error(error)
+        if known is None and isinstance(error, OSError) and error.errno in _UNWRITTEN:
+            known = OutputFailed(error.strerror or "it failed")  # by the help, which is not written by us
         if known is None:
             raise
-        if isinstance(known, OutputClosed):
-            forget(sys.stdout)
-        else:
-            _tell(known)
+        _tell(known)
         sys.exit(exit_code(known))
     finally:
         flush_notices()
 
 
 def _tell(error: OmniActorsError) -> None:
-    """Say why it failed; an error in the user's module is shown with their code."""
+    """Say why it failed; an error in the user's module is shown with their code. For a script, on stdout too."""
+    if isinstance(error, OutputClosed | OutputFailed):
+        forget(sys.stdout)
+    elif wants_json(sys.argv[1:]):
+        try:
+            print_json({"error": str(error), "type": type(error).__name__})
+        except (OutputClosed, OutputFailed):
+            forget(sys.stdout)
     if isinstance(error, UserCodeError):
-        stderr().out(error.report, end="")
-    complain(str(error))
+        stderr().print(Text(error.report), end="", soft_wrap=True)
+    if not isinstance(error, OutputClosed):
+        complain(str(error))
+
+
+def wants_json(words: list[str]) -> bool:
+    """Whether these words of a command line ask for JSON, also when the rest of them is wrong."""
+    text = " ".join(words)
+    return re.search(r"(^| )(--format[ =]|-f[ =]?)json( |$)", text) is not None

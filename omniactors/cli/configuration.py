@@ -19,7 +19,8 @@ from omniactors.cli.output import (
     print_pretty,
     safe,
 )
-from omniactors.cli.session import with_system
+from omniactors.cli.session import ask_system, store_name, with_system
+from omniactors.operations.nearness import near
 
 if TYPE_CHECKING:
     from omniactors import OmniActors
@@ -46,13 +47,11 @@ def get_value(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Print a value as JSON; exit code 1 when there is none."""
-    values = with_system(lambda omni: omni.config.list())
-    if key in values:
-        value = values[key]
-    elif default is not None:
-        value = parse_content(default, "--default")
-    else:
-        raise CommandError(f"there is no value for {key!r}")
+    otherwise = None if default is None else parse_content(default, "--default")
+    values = ask_system(lambda omni: omni.config.list())
+    if key not in values and default is None:
+        raise CommandError(f"there is no value for {key!r}{near(key, values)}")
+    value = values.get(key, otherwise)
     if output is Format.JSON:
         print_json({"key": key, "value": value})
     else:
@@ -83,19 +82,19 @@ def set_value(
 @app.command("delete")
 def delete_value(key: KeyArgument, output: FormatOption = Format.TEXT) -> None:
     """Forget a value; exit code 1 when there was none."""
-    was_there = with_system(lambda omni: omni.config.delete(key))
+    was_there = ask_system(lambda omni: omni.config.delete(key))
     if output is Format.JSON:
         print_json({"key": key, "deleted": was_there})
-    elif was_there:
-        notice(f"{key} is deleted")
+        raise typer.Exit(ExitCode.OK if was_there else ExitCode.FAILED)
     if not was_there:
         raise CommandError(f"there is no value for {key!r}")
+    notice(f"{key} is deleted")
 
 
 @app.command("list")
 def list_values(output: FormatOption = Format.TEXT) -> None:
     """List all values by key."""
-    values = with_system(lambda omni: omni.config.list())
+    values = ask_system(lambda omni: omni.config.list())
     if output is Format.JSON:
         print_json(values)
     elif values:
@@ -104,4 +103,4 @@ def list_values(output: FormatOption = Format.TEXT) -> None:
             listing.add(Text(safe(key), style="cyan"), one_line(values[key]))
         listing.print()
     else:
-        notice("There are no values. Keep one with: omniactors config set KEY VALUE")
+        notice(f"There are no values in {store_name()}. Keep one with: omniactors config set KEY VALUE")

@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     UNAVAILABLE = 3
+    OUTPUT_FAILED = 74
     INTERRUPTED = 130
     OUTPUT_CLOSED = 141
 
@@ -38,6 +39,13 @@ class OutputClosed(CommandError):
 
     def __init__(self) -> None:
         super().__init__("stdout is closed", ExitCode.OUTPUT_CLOSED)
+
+
+class OutputFailed(CommandError):
+    """Stdout cannot be written, as on a full disk: whatever was done, nobody can rely on what was told of it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"stdout cannot be written: {why}", ExitCode.OUTPUT_FAILED)
 
 
 def expected_error(error: BaseException) -> OmniActorsError | None:

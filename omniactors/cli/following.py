@@ -99,6 +99,8 @@ class Followers:
             if runtime.gateway is None or runtime.consumer in self._known:
                 continue
             self._known.add(runtime.consumer)
+            for agent, reason in runtime.gave_up.items():
+                notice(f"{agent} has given up in pid {runtime.pid} on {runtime.host}: {reason}")
             parts = urlsplit(runtime.gateway)
             if runtime.host != here and Address(parts.hostname or "", 0).is_loopback:
                 notice(f"not watching {runtime.host} (pid {runtime.pid}), whose gateway only that machine reaches")

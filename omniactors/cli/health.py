@@ -1,9 +1,10 @@
-"""`omniactors metrics` and `omniactors doctor`: what the agents have done, and what is wrong with the store."""
+"""`omniactors metrics`, `health` and `doctor`: what the agents have done, how they do, what is wrong with the store."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -11,13 +12,15 @@ from rich.text import Text
 from omniactors.cli.exits import ExitCode
 from omniactors.cli.listing import Listing
 from omniactors.cli.output import Format, FormatOption, counted, notice, print_json, safe, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.session import ask_system, missing_store, store_name
+from omniactors.cli.times import show_time
+from omniactors.settings import read_settings
+from omniactors.streams.backend import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from omniactors.operations.health import AgentCounts
-    from omniactors.streams.backend import Finding
+    from omniactors.operations.health import AgentCounts, Health
 
 _STYLES = {"ok": "green", "warning": "bold yellow", "error": "bold red"}
 
@@ -27,7 +30,7 @@ def metrics(
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Show what each agent has done since the store began, in all processes; counted are tries."""
-    counts = with_system(lambda omni: omni.metrics())
+    counts = ask_system(lambda omni: omni.metrics())
     if topic is not None:
         counts = {name: agents for name, agents in counts.items() if name == topic}
     if output is Format.JSON:
@@ -35,18 +38,57 @@ def metrics(
     elif counts:
         _print_counts(counts)
     else:
-        notice("Nothing has been handled yet." if topic is None else f"Nothing has been handled yet at {topic}.")
+        place = store_name() if topic is None else f"{topic}, in {store_name()}"
+        notice(f"Nothing has been handled yet at {place}.")
+
+
+def health(output: FormatOption = Format.TEXT) -> None:
+    """Show whether the agents run, in all processes; exit code 1 when one has given up, 3 without a store."""
+    state = ask_system(lambda omni: omni.health())
+    if missing := missing_store(read_settings()):
+        state = msgspec.structs.replace(state, store=missing)
+    if output is Format.JSON:
+        print_json(state)
+    else:
+        _print_health(state)
+    if state.status not in {"ok", "idle"}:
+        raise typer.Exit(ExitCode.UNAVAILABLE if state.status == "unreachable" else ExitCode.FAILED)
 
 
 def doctor(output: FormatOption = Format.TEXT) -> None:
     """Check what durability and speed depend on, and say what to change; exit code 1 when something is wrong."""
-    findings = with_system(lambda omni: omni.doctor())
+    if missing := missing_store(read_settings()):
+        advice = "the first publish or run makes it; elsewhere? omniactors info says how this one was chosen"
+        findings = [Finding(check="store", status="warning", message=f"there is no {missing} yet", advice=advice)]
+    else:
+        findings = ask_system(lambda omni: omni.doctor())
     if output is Format.JSON:
         print_json(findings)
     else:
         _print_findings(findings)
     if any(finding.status == "error" for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_health(state: Health) -> None:
+    console = stdout()
+    style = {"ok": "green", "idle": "yellow"}.get(state.status, "bold red")
+    console.print(Text.assemble((state.status, style), f"  {safe(state.store)}"))
+    if state.problem:
+        console.print(Text(safe(state.problem), style="red"))
+    for runtime in state.runtimes:
+        where = f"  watch at {safe(runtime.gateway)}" if runtime.gateway else ""
+        since = show_time(runtime.started_at)
+        console.print(Text(f"process {runtime.pid} on {safe(runtime.host)}, since {since}{where}"))
+    for agent in state.agents:
+        down = state.gave_up.get(agent)
+        mark = "  paused" if agent in state.paused else ""
+        what = ("runs" + mark, "green") if down is None else (f"gave up: {safe(down)}{mark}", "bold red")
+        console.print(Text.assemble(f"agent {safe(agent)}  ", what))
+    if state.status == "idle":
+        notice("No process runs agents. Start some with: omniactors run FILE_OR_MODULE")
+    elif state.gave_up:
+        notice("It is tried again each minute; at once with: omniactors agent restart NAME")
 
 
 def _print_counts(counts: dict[str, dict[str, AgentCounts]]) -> None:

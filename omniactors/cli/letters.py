@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
+import msgspec
 import typer
 from rich.text import Text
 
 from omniactors.cli.exits import CommandError, ExitCode
-from omniactors.cli.output import Format, FormatOption, counted, notice, one_line, print_json, safe, stderr, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.output import Format, FormatOption, agrees, counted, notice, one_line, print_json, safe, stdout
+from omniactors.cli.session import ask_system, store_name
 from omniactors.cli.times import TIME_HELP, parse_time, show_time
-from omniactors.streams.settlement import DeadReason
+from omniactors.redaction import redact
+from omniactors.streams.settlement import WEBHOOK_TOPIC, DeadReason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,14 +77,15 @@ def dead_letters(
 ) -> None:
     """Show the newest dead letters of a topic, with the error that each died of."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
-    letters = with_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
+    found = ask_system(lambda omni: omni.streams.dlq(topic, limit, **filters))
+    letters = [_without_password(letter) for letter in found]
     if output is Format.JSON:
         print_json(letters)
     elif letters:
         for letter in letters:
             _print_letter(letter)
     else:
-        notice(f"No {_such(filters)}dead letters at {topic}.")
+        notice(f"No {_such(filters)}dead letters at {topic}, in {store_name()}.")
 
 
 def replay(
@@ -101,7 +103,7 @@ def replay(
     """Give dead letters back to the agents in which they died, as if they were new."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
     choice = _Choice(topic, limit, filters)
-    number = with_system(lambda omni: omni.streams.replay(topic, limit=limit, **filters))
+    number = ask_system(lambda omni: omni.streams.replay(topic, limit=limit, **filters))
     if output is Format.JSON:
         print_json({"topic": topic, "replayed": number})
     else:
@@ -124,7 +126,7 @@ def purge(
     """Delete dead letters for good; asks first."""
     filters = _filters(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
     choice = _Choice(topic, limit, filters)
-    number = with_system(lambda omni: _purge(omni, choice, is_sure=is_sure))
+    number = ask_system(lambda omni: _purge(omni, choice, is_sure=is_sure))
     if output is Format.JSON:
         print_json({"topic": topic, "purged": number})
     else:
@@ -135,15 +137,9 @@ async def _purge(omni: OmniActors, choice: _Choice, *, is_sure: bool) -> int:
     """Delete, after asking when that is wanted and there is something to ask about; raises CommandError for a no."""
     if not is_sure:
         there = len(await omni.streams.dlq(choice.topic, choice.limit, **choice.filters))
-        if there and not _agrees(f"Delete {counted(there, 'dead letter')} of {choice.topic} for good? [y/N] "):
+        if there and not agrees(f"Delete {counted(there, 'dead letter')} of {choice.topic} for good? [y/N] "):
             raise CommandError("nothing was deleted; --yes deletes without asking")
     return await omni.streams.purge(choice.topic, limit=choice.limit, **choice.filters)
-
-
-def _agrees(question: str) -> bool:
-    """Whether the answer on stdin is yes; the question goes to stderr, since stdout is for the answer."""
-    stderr().print(Text(safe(question)), end="")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _filters(
@@ -178,15 +174,29 @@ def _tell(choice: _Choice, number: int, fate: str) -> None:
         notice(f"There may be more: --limit is {choice.limit:,}.")
 
 
+def _without_password(letter: DeadLetter) -> DeadLetter:
+    """The letter as it is shown: what its event holds is the user's own, but for the password of a webhook."""
+    message = letter.failed_message if isinstance(letter.failed_message, dict) else {}
+    content = message.get("content")
+    if letter.topic == WEBHOOK_TOPIC and isinstance(content, dict):
+        url = content.get("url")
+        message = {**message, "content": {**content, "url": redact(str(url))}}
+    else:
+        url = message.get("webhook")
+        message = {**message, "webhook": redact(str(url))}
+    if not isinstance(url, str) or redact(url) == url:
+        return letter
+    return msgspec.structs.replace(letter, failed_message=message, body=letter.body.replace(url, redact(url)))
+
+
 def _print_letter(letter: DeadLetter) -> None:
     message = letter.failed_message
     content = message.get("content") if isinstance(message, dict) else letter.body
     console = stdout()
     head = f"  {show_time(letter.failed_at)}  {letter.reason}"
     console.print(Text.assemble((safe(letter.agent), "bold"), (head, "dim")))
-    error = f"{letter.error_type}: {letter.error}" if letter.error_type else letter.error
     lines: Sequence[tuple[str, str, str]] = [
-        ("error", error, "red"),
+        ("error", letter.error, "red"),
         ("attempts", str(letter.attempts), ""),
         ("id", letter.id, ""),
         ("entry", letter.original_id, ""),

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from omniactors.cli.exits import expected_error
+from omniactors.redaction import redact
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,6 +20,10 @@ class PlainFormatter(logging.Formatter):
 
     def __init__(self, who: str) -> None:
         super().__init__("%(asctime)s " + who + "%(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and what follows, without passwords."""
+        return redact(super().format(record))
 
     def formatException(self, ei: SystemExcInfo) -> str:  # noqa: N802 -- the name that logging calls
         """The traceback, or nothing for an error of our own."""

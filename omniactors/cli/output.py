@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import re
 import sys
+from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import msgspec
 import typer
@@ -13,10 +17,16 @@ from rich.console import Console
 from rich.json import JSON
 from rich.text import Text
 
-from omniactors.cli.exits import OutputClosed
+from omniactors.cli.exits import OutputClosed, OutputFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PIPE_WIDTH = 10_000
 """Columns when nobody looks: lines in a pipe are not wrapped or cut."""
+
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 class Format(StrEnum):
@@ -32,20 +42,43 @@ FormatOption = Annotated[
 
 
 class _Answers(Console):
-    """A console on stdout; raises OutputClosed when nobody reads it any more."""
+    """A console on stdout; raises OutputClosed when nobody reads it any more, OutputFailed when it is not written."""
 
     def __init__(self) -> None:
         if sys.stdout is None:
             raise OutputClosed
         super().__init__(width=_width(sys.stdout), highlight=False, markup=False, emoji=False)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Write them, at once."""
+        with _answering():
+            super().print(*objects, **options)
+
     def on_broken_pipe(self) -> None:
         """Called by rich."""
         raise OutputClosed
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Around what writes to stdout."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputClosed from error
+    except OSError as error:
+        raise OutputFailed(error.strerror or str(error)) from error
+
+
 class _Notices(Console):
-    """A console on stderr; what nobody reads is lost, and the command goes on."""
+    """A console on stderr; what nobody reads, or cannot be written, is lost, and the command goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Write them, at once."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            forget(sys.stderr)
 
     def __init__(self) -> None:
         is_closed = sys.stderr is None
@@ -90,26 +123,36 @@ def print_json(value: object) -> None:
     """Write `value`, of any type that msgspec encodes, as one line of JSON; raises OutputClosed."""
     if sys.stdout is None:
         raise OutputClosed
-    try:
-        sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    with _answering():
+        sys.stdout.write(_spelled(msgspec.json.encode(value).decode()) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise OutputClosed from error
 
 
 def print_pretty(value: object) -> None:
     """Write `value` as indented JSON, coloured on a terminal."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    text = _spelled(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
     console = stdout()
     console.print(JSON(text) if console.is_terminal else Text(text))
 
 
+def _spelled(text: str) -> str:
+    """JSON as stdout can hold it: where that is not UTF-8, in ASCII, which every reader takes for the same."""
+    if sys.stdout is not None and (sys.stdout.encoding or "").lower().replace("-", "").replace("_", "") == "utf8":
+        return text
+    # In JSON what is beyond ASCII stands in strings alone.
+    return _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def spell_out() -> None:
+    """Have stdout and stderr spell out what their encoding lacks, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def notice(message: str) -> None:
     """Say something beside the answer; lost when nobody reads it, or the terminal is gone."""
-    try:
-        stderr().print(Text(safe(message), style="dim"), soft_wrap=True)
-    except OSError:
-        forget(sys.stderr)
+    stderr().print(Text(safe(message), style="dim"), soft_wrap=True)
 
 
 def say(message: str) -> None:
@@ -120,6 +163,12 @@ def say(message: str) -> None:
 def complain(message: str) -> None:
     """Say why the command failed."""
     stderr().print(Text.assemble(("error: ", "bold red"), safe(message)), soft_wrap=True)
+
+
+def agrees(question: str) -> bool:
+    """Whether the answer on stdin is yes; the question goes to stderr, since stdout is for the answer."""
+    stderr().print(Text(safe(question)), end="")
+    return sys.stdin is not None and sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def safe(text: str) -> str:

@@ -1,19 +1,28 @@
-"""Session: one command's use of the system, from the settings to the closed store."""
+"""Session: one command's use of the system, from the settings to the closed store.
+
+A command that reads, or changes what is there, creates nothing: where there is no embedded store yet it
+sees an empty one, and says so.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 import omniactors
 from omniactors.cli.exits import CommandError, ExitCode
-from omniactors.settings import MemoryUrl, read_settings
+from omniactors.cli.output import notice
+from omniactors.settings import MemoryUrl, SqliteUrl, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
-    from omniactors import OmniActors
+    from omniactors import OmniActors, Settings
 
 T = TypeVar("T")
 
@@ -23,6 +32,43 @@ def with_system(work: Callable[[OmniActors], Awaitable[T]]) -> T:
 
     Raises CommandError for a store in memory: this process would find it empty, and take it along.
     """
+    return trio.run(_use_system, work, omniactors.OmniActors(settings=_shared_settings()))
+
+
+def ask_system(question: Callable[[OmniActors], Awaitable[T]]) -> T:
+    """As `with_system`, for work that needs what is there already: an embedded store that is not there is not made."""
+    settings = _shared_settings()
+    if missing_store(settings) is not None:
+        notice(f"there is no store yet at {settings.backend} (from {settings.chosen_by})")
+        settings = replace(settings, backend=MemoryUrl())
+    return trio.run(_use_system, question, omniactors.OmniActors(settings=settings))
+
+
+def missing_store(settings: Settings) -> str | None:
+    """The embedded store that the settings name, if nobody has made it yet."""
+    backend = settings.backend
+    return str(backend) if isinstance(backend, SqliteUrl) and _could_be_made(backend.path) else None
+
+
+def _could_be_made(path: Path) -> bool:
+    """Whether there is no such file, but might be; what stands in its way is for the opening of the store to say."""
+    if os.path.lexists(path):
+        return False
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def store_name() -> str:
+    """The store that the settings name, and who chose it."""
+    settings = read_settings()
+    return f"{settings.backend} (from {settings.chosen_by})"
+
+
+def _shared_settings() -> Settings:
     settings = read_settings()
     if isinstance(settings.backend, MemoryUrl):
         raise CommandError(
@@ -30,7 +76,7 @@ def with_system(work: Callable[[OmniActors], Awaitable[T]]) -> T:
             "use sqlite:///FILE or redis://HOST, or for watch the --url that run printed",
             ExitCode.USAGE,
         )
-    return trio.run(_use_system, work, omniactors.OmniActors(settings=settings))
+    return settings
 
 
 async def _use_system(work: Callable[[OmniActors], Awaitable[T]], omni: OmniActors) -> T:

@@ -10,7 +10,7 @@ from rich.text import Text
 from omniactors.cli import letters
 from omniactors.cli.listing import Listing
 from omniactors.cli.output import Format, FormatOption, notice, print_json, safe
-from omniactors.cli.session import with_system
+from omniactors.cli.session import ask_system, store_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +31,13 @@ def group() -> None:
 @app.command("list")
 def list_streams(output: FormatOption = Format.TEXT) -> None:
     """List the streams: their length, and what each agent has before it."""
-    streams = with_system(lambda omni: omni.streams.list())
+    streams = ask_system(lambda omni: omni.streams.list())
     if output is Format.JSON:
         print_json(streams)
     elif streams:
         _print_streams(streams)
     else:
-        notice("There are no streams yet: nothing was published and no agent has run.")
+        notice(f"There are no streams yet in {store_name()}: nothing was published and no agent has run.")
 
 
 def _print_streams(streams: Sequence[StreamInfo]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import trio
@@ -14,12 +14,15 @@ import typer
 from omniactors.cli.events import EventFile, PayloadFile, parse_content, read_event
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.output import Format, FormatOption, complain, notice, print_json, print_pretty, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.session import ask_system, store_name, with_system
 from omniactors.cli.times import TIME_HELP, parse_time
 from omniactors.errors import StreamFull, TaskFailed
+from omniactors.operations.nearness import near
+from omniactors.operations.results import failure_of
 
 if TYPE_CHECKING:
-    from omniactors import OmniActors
+    from omniactors import OmniActors, Whereabouts
+    from omniactors.operations.results import TaskState
 
 app = typer.Typer(no_args_is_help=True, help="Publish events and read their results.")
 
@@ -54,12 +57,14 @@ RoomOption = Annotated[bool, typer.Option("--wait-for-room", help="When the stre
 
 @dataclass(frozen=True)
 class Fate:
-    """What is known of a task: its result, its error, or that it is pending."""
+    """What is known of a task: its result, its error, or where it is; `hint` is why it may stay there."""
 
     task_id: str
-    status: Literal["success", "failed", "pending"]
+    state: TaskState
     result: object = None
     failure: TaskFailed | None = None
+    places: tuple[Whereabouts, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ class _When:
     delay: float | None
     at: float | None
     for_room: bool
+
+
+_PENDING = ("scheduled", "queued", "running", "retrying")
 
 
 @app.callback()
@@ -124,8 +132,8 @@ def result(
     wait: WaitOption = None,
     output: FormatOption = Format.TEXT,
 ) -> None:
-    """Print the result of a task; exit code 1 when there is none, or when the task failed."""
-    _tell(with_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
+    """Print the result of a task; exit code 1 when there is none, or when the task failed: it says which, and where."""
+    _tell(ask_system(lambda omni: _fate(omni, task_id, wait or 0.0)), output)
 
 
 def _when(delay: float | None, at: str | None, for_room: bool) -> _When:
@@ -163,10 +171,24 @@ async def _submit(omni: OmniActors, event: EventFile, when: _When, *, wait: floa
         notice(f"{full}; waiting for room")
         task_id = await publish_it(wait_for_room=True)
     if wait is None:
-        return Fate(task_id, "pending")
+        return Fate(task_id, "queued")
+    hint = await _unread(omni, event.topic)
     if output is Format.TEXT:
         notice(f"task {task_id}")
-    return await _fate(omni, task_id, wait)
+    if hint:
+        notice(hint)
+    return replace(await _fate(omni, task_id, wait), hint=hint)
+
+
+async def _unread(omni: OmniActors, topic: str) -> str:
+    """That nobody reads a topic now, and which one was perhaps meant; empty when somebody does."""
+    served = {group[0] for runtime in await omni.runtimes() for group in runtime.groups or ()}
+    if topic in served:
+        return ""
+    known = {agent.topic for agent in await omni.agents.list()}
+    if topic in known:
+        return f"no running process reads {topic} at the moment"
+    return f"nobody reads {topic}, and no agent ever has{near(topic, known | served)}"
 
 
 async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
@@ -174,34 +196,61 @@ async def _fate(omni: OmniActors, task_id: str, seconds: float) -> Fate:
     for record in sorted(await omni.results.of_task(task_id), key=lambda record: record.status != "success"):
         if record.status == "success":
             return Fate(task_id, "success", record.result)
-        return Fate(task_id, "failed", failure=TaskFailed(task_id, record.agent, record.error or "", record.attempts))
+        return Fate(task_id, "failed", failure=failure_of(record))
     try:
         with trio.move_on_after(seconds):
             return Fate(task_id, "success", await omni.wait_result(task_id))
     except TaskFailed as failure:
         return Fate(task_id, "failed", failure=failure)
-    return Fate(task_id, "pending")
+    status = await omni.results.status(task_id)
+    if status.state in {"success", "failed"}:  # it came while it was looked for
+        return await _fate(omni, task_id, 0.0)
+    return Fate(task_id, status.state, places=status.places)
 
 
 def _tell(fate: Fate, output: Format) -> None:
     """Print what became of the task; raises typer.Exit unless it succeeded."""
     if output is Format.JSON:
         print_json(_document(fate))
-    elif fate.status == "success":
+    elif fate.state == "success":
         print_pretty(fate.result)
     elif fate.failure is not None:
         complain(str(fate.failure))
     else:
-        complain(f"there is no result for task {fate.task_id}: it is pending, expired or unknown")
-    if fate.status != "success":
+        complain(_missing(fate))
+    if fate.state != "success":
         raise typer.Exit(ExitCode.FAILED)
 
 
+def _missing(fate: Fate) -> str:
+    """Why there is no result."""
+    head = f"there is no result for task {fate.task_id}"
+    match fate.state:
+        case "unknown":
+            return f"{head}: it is unknown in {store_name()}"
+        case "expired":
+            return f"{head}: it is expired"
+    where = ", ".join(
+        f"{place.state} at {place.topic}" + (f" for {place.agent}" if place.agent else "") for place in fate.places
+    )
+    return f"{head} yet, it is pending: {where}" + (f"; {fate.hint}" if fate.hint else "")
+
+
 def _document(fate: Fate) -> dict[str, object]:
-    document: dict[str, object] = {"task_id": fate.task_id, "status": fate.status, "result": fate.result}
+    status = "pending" if fate.state in _PENDING else fate.state
+    document: dict[str, object] = {
+        "task_id": fate.task_id,
+        "status": status,
+        "result": fate.result,
+    }
+    if status not in {"success", "failed"}:
+        document |= {"state": fate.state, "places": fate.places}
+    if fate.hint:
+        document["hint"] = fate.hint
     if fate.failure is not None:
         document |= {
             "error": fate.failure.error,
+            "error_type": fate.failure.error_type,
             "agent": fate.failure.agent,
             "attempts": fate.failure.attempts,
         }

@@ -18,7 +18,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.following import Followers, Gateway, Refused
 from omniactors.cli.output import Format, FormatOption, notice, one_line, print_json, safe, stdout
-from omniactors.cli.session import with_system
+from omniactors.cli.session import ask_system
 from omniactors.settings import read_settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def watch(
     query = {"types": ",".join(types or [">"])} | ({"run": run} if run else {})
     asked = _Asked(urlencode(query), settings.token, output)
     if url is None:
-        with_system(lambda omni: Followers(omni, partial(_follow, asked)).run())
+        ask_system(lambda omni: Followers(omni, partial(_follow, asked)).run())
     else:
         trio.run(_follow, asked, Gateway(url))
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
+import trio
 
 from omniactors.gateway.access import Refusal
 from omniactors.gateway.wire import ClientGone
@@ -87,7 +88,9 @@ class Bridge:
         try:
             await self.application(_scope(wire, head, self.address), exchange.receive, exchange.send)
             exchange.check_complete()
-        except Exception:
+        except (trio.Cancelled, KeyboardInterrupt):
+            raise
+        except BaseException:  # an application may raise anything
             await wire.refuse(Refusal(500, "the gateway failed to answer"))
             raise
         return wire.start_next_cycle()

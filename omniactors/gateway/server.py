@@ -82,7 +82,7 @@ async def serve(
     address = _address(host, listeners[0])
     names = (*config.allowed_hosts, *allowed_hosts)
     policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=names)
-    gateway = _Gateway(bus, Bridge(build_application(policy, routes), policy, address), config)
+    gateway = Gateway(bus, Bridge(build_application(policy, routes), policy, address), config)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run, listeners)
         task_status.started(address)
@@ -92,7 +92,7 @@ async def serve(
             gateway.stop()
 
 
-class _Gateway:
+class Gateway:
     """The connections of one port."""
 
     def __init__(self, bus: EventBus, bridge: Bridge, config: GatewayConfig) -> None:
@@ -112,7 +112,7 @@ class _Gateway:
         # Shielded: who cancels `serve` starts the good-bye instead of cutting everybody off.
         self._living = trio.CancelScope(shield=True)
 
-    async def run(self, listeners: list[trio.SocketListener]) -> None:
+    async def run(self, listeners: Sequence[trio.abc.Listener[trio.SocketStream]]) -> None:
         """Take connections until `stop`, then see them off."""
         with self._living:
             async with trio.open_nursery() as connections:
@@ -121,7 +121,11 @@ class _Gateway:
                         for listener in listeners:
                             accepting.start_soon(self._accept, listener, connections)
 
-    async def _accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
+    def statistics(self) -> tuple[int, int, int]:
+        """Connections, bytes of bodies and bytes of unfinished messages that there are now."""
+        return len(self._wires), self._bodies.held, self._messages.held
+
+    async def _accept(self, listener: trio.abc.Listener[trio.SocketStream], connections: trio.Nursery) -> None:
         """Take connections of one address. What the machine lacks for one is no reason to take none any more."""
         async with listener:
             while True:
@@ -135,7 +139,7 @@ class _Gateway:
                     self._complaints.tell("a connection cannot be taken; trying again", error)
                     await trio.sleep(ACCEPT_PAUSE)
                 else:
-                    connections.start_soon(self.converse, stream)
+                    connections.start_soon(self._have_in, stream)
 
     def stop(self) -> None:
         """Take no more connections, say bye on all there are, and cut off what remains at the deadline."""
@@ -145,7 +149,13 @@ class _Gateway:
             wire.stop()
         self._living.deadline = trio.current_time() + self._config.stop_deadline
 
-    async def converse(self, stream: trio.SocketStream) -> None:
+    async def _have_in(self, stream: trio.SocketStream) -> None:
+        try:
+            await self.converse(stream)
+        finally:
+            self._room.release()
+
+    async def converse(self, stream: trio.abc.HalfCloseableStream) -> None:
         """One connection. Nothing leaves here but cancellation and KeyboardInterrupt, whatever goes wrong wherever."""
         wire = Wire(stream, self._config, self._bodies)
         self._wires.add(wire)
@@ -157,7 +167,6 @@ class _Gateway:
             self._report(wire, errors)
         finally:
             self._wires.discard(wire)
-            self._room.release()
             wire.release()
             with suppress(OSError):
                 await trio.aclose_forcefully(stream)

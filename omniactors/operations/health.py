@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import msgspec
 
 from omniactors.errors import BackendError
+from omniactors.operations.nearness import near
 from omniactors.streams.backend import Finding, RuntimeRecord
 from omniactors.streams.envelope import INTERNAL_PREFIX
 
@@ -162,17 +163,20 @@ def _about_readers(streams: list[StreamInfo], runtimes: list[RuntimeRecord], now
         if stream.topic.startswith(INTERNAL_PREFIX):
             continue
         if not stream.groups and stream.length + stream.scheduled:
-            found.append(f"nobody reads {stream.topic}, which holds {stream.length + stream.scheduled:,} events")
+            hint = near(stream.topic, {topic for topic, _ in served})
+            found.append(f"nobody reads {stream.topic}, which holds {_events(stream.length + stream.scheduled)}{hint}")
         for group in stream.groups:
             if is_known and (stream.topic, group.agent) not in served and _is_left(group, now):
                 kept = group.waiting + group.pending + group.delayed
-                found.append(f"{group.agent} on {stream.topic} ({_since(group.served_at, now)}, {kept:,} events wait)")
+                since = _since(group.served_at, now)
+                place = f"{group.agent} on {stream.topic}"
+                found.append(f"no live process serves {place} ({since}; {_events(kept)} waiting)")
     if not found:
         return Finding(check="unserved agents", status="ok", message="no agent that nobody runs holds events back")
     return Finding(
         check="unserved agents",
         status="warning",
-        message=f"no live process serves {'; '.join(found)}",
+        message="; ".join(found),
         advice="start it again; if it was renamed or removed: omniactors agent delete NAME, agent delete-topic TOPIC",
     )
 
@@ -180,6 +184,10 @@ def _about_readers(streams: list[StreamInfo], runtimes: list[RuntimeRecord], now
 def _is_left(group: GroupInfo, now: float) -> bool:
     has_work = bool(group.waiting + group.pending + group.delayed)
     return has_work or group.served_at is None or now - group.served_at >= UNSERVED_AFTER
+
+
+def _events(count: int) -> str:
+    return "1 event" if count == 1 else f"{count:,} events"
 
 
 def _since(served_at: float | None, now: float) -> str:

@@ -51,7 +51,7 @@ class StreamOperations:
         until: float | datetime | None = None,
         ids: Sequence[str] | None = None,
     ) -> List[DeadLetter]:
-        """The newest dead letters of a topic, of all its agents, newest first."""
+        """The newest dead letters of a topic, of all its agents, newest first; of very large ones fewer."""
         where = _filter(agent=agent, reason=reason, error_type=error_type, since=since, until=until, ids=ids)
         return await self._backend.dead_letters(_topic(topic), limit=_limit(limit), where=where)
 

@@ -13,7 +13,8 @@ from omniactors.agents.current import event_in_hand
 from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BackendRefused, BatchFailed, EnvelopeError, StreamFull, TaskFailed
+from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull
+from omniactors.operations.results import failure_of
 from omniactors.streams.envelope import (
     EventEnvelope,
     WireEvent,
@@ -99,8 +100,7 @@ class TaskOperations:
         """Publish many events; returns their ids, in order.
 
         All are checked first: a bad one raises EnvelopeError and nothing is published. Then they
-        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed. A store
-        that takes nothing for now is waited for once: what comes behind that chunk is not tried.
+        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
         """
         current = event_in_hand()
         events = [_as_event(item, index) for index, item in enumerate(items)]
@@ -125,20 +125,15 @@ class TaskOperations:
         """Publish in chunks; what is published is taken out of `derived`."""
         published: list[str] = []
         failed: dict[int, Exception] = {}
-        done = 0
+        start = 0
         for chunk in portions(publications, publication_weight, count=CHUNK):
-            places = range(done, done + len(chunk))
-            done += len(chunk)
+            places = range(start, start + len(chunk))
+            start += len(chunk)
             try:
                 fates = await self._backend.publish(chunk)
-            except (BackendRefused, StreamFull) as error:
-                failed.update(dict.fromkeys(places, error))
-                continue
             except BackendError as error:
                 failed.update(dict.fromkeys(places, error))
-                rest = BackendError(f"not tried, since the store took nothing before: {error}")
-                failed.update(dict.fromkeys(range(done, len(publications)), rest))
-                break
+                continue
             for place in places:
                 derived.pop(place, None)
             told = zip(chunk, fates, strict=True)
@@ -168,7 +163,7 @@ class TaskOperations:
             if record is not None:
                 return record.result
             if own:
-                raise TaskFailed(task_id, own[0].agent, own[0].error or "", own[0].attempts)
+                raise failure_of(own[0])
             records = await self._backend.wait_results(task_id, records)
 
     async def _write_patiently(self, publication: Publication) -> Published:

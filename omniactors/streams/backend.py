@@ -165,6 +165,19 @@ class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
     served_at: float | None = None
 
 
+class Whereabouts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store knows of a task that has no result.
+
+    "scheduled": it is not visible yet. "queued": it waits in the stream, for `agent`, or for anybody
+    when that is None. "running": a process has it in hand. "retrying": it failed, and waits for the
+    time of its next try. "expired": there was a result, or the id is remembered, and nothing else is left.
+    """
+
+    topic: str
+    state: Literal["scheduled", "queued", "running", "retrying", "expired"]
+    agent: str | None = None
+
+
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A registered agent, as other processes see it. `created_at` is in Unix seconds."""
 
@@ -281,7 +294,8 @@ class Backend(Protocol):
         Released and due entries come first, by the time since when they are due (released ones
         before all, in the order of their ids), then new ones in the order of their publication.
         What is returned is owned by this consumer until it is settled or released. Only while
-        serving. A group that does not exist is created.
+        serving. A group that does not exist is created. Of large bodies a fetch brings fewer (some MiB,
+        one entry at least), and says so with `has_more`.
         """
         ...
 
@@ -330,8 +344,15 @@ class Backend(Protocol):
         """As `get_results`, as soon as there is one that is not among `known`. Cancellable at any time."""
         ...
 
+    async def find_task(self, task_id: str) -> list[Whereabouts]:
+        """What is known of a task beside its results; looks through all streams, so it is for people, not programs."""
+        ...
+
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
-        """The newest dead letters of a topic's groups that `where` admits, newest first."""
+        """The newest dead letters of a topic's groups that `where` admits, newest first.
+
+        Fewer than `limit` where their bodies are so large that they would not fit into memory together.
+        """
         ...
 
     async def replay_dead(self, topic: str, where: DeadFilter, *, limit: int) -> int:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
+from omniactors.errors import BackendRefused
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -33,12 +35,14 @@ def portions(
 
 
 def publication_weight(publication: Publication) -> int:
-    """Bytes that it takes, about."""
+    """Bytes that it takes, about; raises BackendRefused when its body is none that a store takes."""
+    if not isinstance(publication.body, bytes):
+        raise BackendRefused(f"the body of an event must be bytes, not {type(publication.body).__name__}")
     return len(publication.body)
 
 
 def settlement_weight(settlement: Settlement) -> int:
     """Bytes that it takes, about."""
     record = settlement.result
-    weight = sum(len(publication.body) for publication in settlement.publications)
+    weight = sum(map(publication_weight, settlement.publications))
     return weight + len(record.result) if record is not None and isinstance(record.result, msgspec.Raw) else weight

@@ -49,9 +49,17 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     message: str
     traceback: str = ""
 
+    @property
+    def text(self) -> str:
+        """The message with its type, as `KeyError: 'nope'`: so every error is told, wherever it is."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
 
 class ResultRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What is stored of a finished task, one per agent. `processed_at` is in Unix seconds."""
+    """What is stored of a finished task, one per agent. `processed_at` is in Unix seconds.
+
+    A failed one has the `error` with its type, and `error_type` and `traceback`; a success has none of them.
+    """
 
     task_id: str
     topic: str
@@ -63,6 +71,8 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     processed_at: float = 0.0
     correlation_id: str | None = None
     tenant_id: str | None = None
+    error_type: str | msgspec.UnsetType = msgspec.UNSET
+    traceback: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -222,7 +232,11 @@ def dead_letter(key: EntryKey, dead: Dead, envelope: EventEnvelope[Any] | None, 
     """
     if envelope is None:
         return Settlement(key=key, dead=dead)
-    record = _record(key, envelope, status="failed", error=dead.error.message, now=now, attempts=dead.attempts)
+    record = msgspec.structs.replace(
+        _record(key, envelope, status="failed", error=dead.error.text, now=now, attempts=dead.attempts),
+        error_type=dead.error.type,
+        traceback=dead.error.traceback,
+    )
     return Settlement(key=key, result=record, dead=dead, publications=_webhook(envelope, record, None))
 
 
@@ -291,6 +305,7 @@ def _webhook(envelope: EventEnvelope[Any], record: ResultRecord, result: object)
     url = envelope.payload.webhook
     if url is None:
         return ()
-    body = msgspec.to_builtins(msgspec.structs.replace(record, result=None)) | {"result": result}
+    told = msgspec.structs.replace(record, result=None, error_type=msgspec.UNSET, traceback=msgspec.UNSET)
+    body = msgspec.to_builtins(told) | {"result": result}
     event = follow_up(envelope, WEBHOOK_TOPIC, PayloadBase(content={"url": url, "body": body}))
     return (to_publication(event),)

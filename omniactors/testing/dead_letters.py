@@ -60,5 +60,5 @@ def _key(letter: DeadLetter) -> tuple[str, str, str]:
 
 
 def _listing(title: str, letters: list[DeadLetter]) -> str:
-    lines = [f"\n  {one.topic} ({one.agent}): {one.error_type} {one.error!r}, {one.reason}" for one in letters]
+    lines = [f"\n  {one.topic} ({one.agent}): {one.error}, {one.reason}" for one in letters]
     return f"{title}:{''.join(lines) or ' none'}"

@@ -116,7 +116,7 @@ async def test_a_handler_that_always_fails_ends_in_the_dead_letters_with_its_own
             await omni.wait_result(task_id)
         assert failed.value.attempts == 3
         (dead,) = await omni.streams.dlq("flaky")
-        assert (dead.reason, dead.error_type, dead.error) == ("handler-error", "ValueError", "not yet, 3")
+        assert (dead.reason, dead.error_type, dead.error) == ("handler-error", "ValueError", "ValueError: not yet, 3")
         assert (dead.attempts, dead.retry_count) == (3, 2)
         assert "raise ValueError" in dead.traceback
         assert dead.failed_message["task_id"] == task_id
@@ -142,7 +142,7 @@ async def test_an_error_from_a_nursery_inside_the_handler_is_told_by_its_own_nam
             with pytest.raises(TaskFailed):
                 await omni.wait_result(await omni.publish("nested", content))
         crashed, rejected = await omni.streams.dlq("nested")
-        assert (rejected.reason, rejected.error) == ("rejected", "from a nursery")
+        assert (rejected.reason, rejected.error) == ("rejected", "Reject: from a nursery")
         assert (crashed.reason, crashed.error_type) == ("handler-error", "KeyError")
 
 
@@ -401,7 +401,7 @@ async def test_every_step_of_a_task_is_told_on_the_bus() -> None:
             "task.completed",
         ]
         assert {event.run_id for event in watcher.seen} == {task_id}
-        assert (watcher.seen[2].data["error"], watcher.seen[2].data["attempt"]) == ("not yet, 1", 1)
+        assert (watcher.seen[2].data["error"], watcher.seen[2].data["attempt"]) == ("ValueError: not yet, 1", 1)
         assert [event.event_type async for event in omni.bus.subscribe(task_id)][-1] == "task.completed"
 
 

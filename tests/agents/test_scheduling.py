@@ -245,4 +245,4 @@ async def test_an_error_with_an_endless_message_is_cut() -> None:
         with pytest.raises(TaskFailed):
             await omni.wait_result(await omni.publish("talk", 1))
         (dead,) = await omni.streams.dlq("talk")
-        assert len(dead.error) == 16_384
+        assert len(dead.error) == len("ValueError: ") + 16_384

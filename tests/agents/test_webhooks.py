@@ -92,7 +92,7 @@ async def test_a_dead_lettered_task_is_told_too(receiver: Receiver) -> None:
             await omni.wait_result(task_id)
         await until(lambda: bool(receiver.received))
         ((_, body),) = receiver.received
-        assert (body["task_id"], body["status"], body["error"]) == (task_id, "failed", "too small")
+        assert (body["task_id"], body["status"], body["error"]) == (task_id, "failed", "ValueError: too small")
 
 
 @pytest.mark.parametrize("status", [500, 404, 302])

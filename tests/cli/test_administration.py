@@ -81,31 +81,32 @@ def test_a_paused_agent_gets_nothing_until_it_is_resumed(store: Cli) -> None:
 
 def test_an_agent_that_is_not_there_cannot_be_paused(store: Cli) -> None:
     done = store("agent", "pause", "--name", "ehco", "-f", "json")
-    assert (done.code, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: there is no agent 'ehco'; there are: echo, moody")
+    assert done.code == 1
+    assert done.stderr.startswith("error: there is no agent 'ehco'; there are: echo, moody; did you mean 'echo'?")
+    assert done.document()["error"] == done.stderr.removeprefix("error: ").rstrip()
 
 
 def test_dead_letters_are_filtered_replayed_and_purged(store: Cli, tmp_path: Path) -> None:
     start = time.time()
     first, second, _ = [publish(store, "moody", content, "--wait", "20") for content in ("one", "two", "bad")]
     assert first.document()["status"] == second.document()["status"] == "failed"
-    assert letters(store) == ["not today", "my own words", "my own words"]
-    assert letters(store, "--limit", "1") == ["not today"]
+    assert letters(store) == ["LookupError: not today", "ValueError: my own words", "ValueError: my own words"]
+    assert letters(store, "--limit", "1") == ["LookupError: not today"]
     assert letters(store, "--error-type", "ValueError", "--agent", "moody", "--reason", "handler-error") == [
-        "my own words",
-        "my own words",
+        "ValueError: my own words",
+        "ValueError: my own words",
     ]
     assert letters(store, "--reason", "timeout") == letters(store, "--agent", "echo") == []
     assert letters(store, "--until", str(start)) == letters(store, "--since", str(time.time() + 60)) == []
     assert len(letters(store, "--since", str(start), "--until", str(time.time() + 60))) == 3
     oldest = store("streams", "dlq", "-t", "moody", "-f", "json").document()[-1]["id"]
-    assert letters(store, "--id", oldest) == ["my own words"]
+    assert letters(store, "--id", oldest) == ["ValueError: my own words"]
 
     (tmp_path / "mended").touch()
     done = store("streams", "replay", "-t", "moody", "--error-type", "ValueError", "--limit", "1", "-f", "json")
     assert done.document() == {"topic": "moody", "replayed": 1}
     assert fate(store, first, 20) == "success"
-    assert letters(store) == ["not today", "my own words"]
+    assert letters(store) == ["LookupError: not today", "ValueError: my own words"]
     text = store("bus", "replay", "-t", "moody", "--error-type", "ValueError")
     assert text.stdout == "1 dead letter of moody was given back to its agent.\n"
     assert fate(store, second, 20) == "success"
@@ -121,7 +122,8 @@ def test_a_purge_asks_first(store: Cli, tmp_path: Path) -> None:
     question = "Delete 1 dead letter of moody for good? [y/N] "
     for answer in ("n\n", "\n", ""):
         done = omniactors(tmp_path, "streams", "purge", "-t", "moody", "-f", "json", stdin=answer)
-        assert done == Finished(1, "", f"{question}error: nothing was deleted; --yes deletes without asking\n")
+        assert (done.code, done.document()["type"]) == (1, "CommandError")
+        assert done.stderr == f"{question}error: nothing was deleted; --yes deletes without asking\n"
     assert len(letters(store)) == 1
     done = omniactors(tmp_path, "streams", "purge", "-t", "moody", "-f", "json", stdin="y\n")
     assert (done.code, done.document(), done.stderr) == (0, {"topic": "moody", "purged": 1}, question)
@@ -153,7 +155,7 @@ async def test_a_full_stream_refuses_or_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_metrics_count_tries_by_topic_and_agent(store: Cli) -> None:
-    assert store("metrics").stderr == "Nothing has been handled yet.\n"
+    assert store("metrics").stderr.startswith("Nothing has been handled yet at sqlite:///")
     assert store("metrics", "-f", "json").document() == {}
     for topic, content in (("echo", "1"), ("echo", "2"), ("moody", "bad")):
         publish(store, topic, content, "--wait", "20")
@@ -161,7 +163,7 @@ def test_metrics_count_tries_by_topic_and_agent(store: Cli) -> None:
     assert (counts["echo"]["echo"]["tasks_processed"], counts["moody"]["moody"]["tasks_failed"]) == (2, 1)
     assert set(counts["echo"]["echo"]) >= {"tasks_received", "total_processing_time", "avg_processing_time_sec"}
     assert list(store("metrics", "--topic", "moody", "-f", "json").document()) == ["moody"]
-    assert store("metrics", "--topic", "none").stderr == "Nothing has been handled yet at none.\n"
+    assert store("metrics", "--topic", "none").stderr.startswith("Nothing has been handled yet at none, in sqlite:///")
     head, row = store("metrics", "--topic", "echo").stdout.splitlines()
     assert head.split() == ["Topic", "Agent", "Received", "Processed", "Failed", "Retried", "Time", "Average"]
     assert row.split()[:6] == ["echo", "echo", "2", "2", "0", "0"]
@@ -181,7 +183,9 @@ def test_a_value_is_kept_for_other_processes(cli: Cli, tmp_path: Path, text: str
 
 
 def test_a_value_that_is_not_there_is_a_failure_unless_there_is_a_default(cli: Cli) -> None:
-    assert cli("config", "get", "k") == Finished(1, "", "error: there is no value for 'k'\n")
+    done = cli("config", "get", "k")
+    assert (done.code, done.stdout) == (1, "")
+    assert done.stderr.endswith("error: there is no value for 'k'\n")
     assert cli("config", "get", "k", "--default", "[1]", "-f", "json").document() == {"key": "k", "value": [1]}
     done = cli("config", "delete", "k", "-f", "json")
     assert (done.code, done.document()) == (1, {"key": "k", "deleted": False})

@@ -14,7 +14,7 @@ from tests.streams.contract_admin import (
     PauseContract,
     StreamLimitContract,
 )
-from tests.streams.contract_care import DeleteContract, ServingContract, SharedCareContract
+from tests.streams.contract_care import DeleteContract, FindTaskContract, ServingContract, SharedCareContract
 from tests.streams.contract_delivery import (
     CallContract,
     DedupeContract,
@@ -65,6 +65,7 @@ class BackendContract(
     DiagnoseContract,
     ServingContract,
     DeleteContract,
+    FindTaskContract,
     CallContract,
 ):
     """All that one backend promises by itself."""

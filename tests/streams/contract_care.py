@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from omniactors.streams.backend import AgentRecord, Backend, Want
+from omniactors.streams.settlement import Publication, Retry
 from tests.streams.contract_kit import (
     AGENT,
     TOPIC,
@@ -20,6 +21,7 @@ from tests.streams.contract_kit import (
     length,
     numbered,
     numbers,
+    record,
     serving,
     settle_all,
     stream,
@@ -142,6 +144,41 @@ class DeleteContract:
         assert await backend.streams() == []
         await backend.publish(numbered(1))
         assert await length(backend) == 1
+
+
+class FindTaskContract:
+    async def places(self, backend: Backend, task_id: str) -> list[tuple[str, str, str | None]]:
+        return [(place.topic, place.state, place.agent) for place in await backend.find_task(task_id)]
+
+    async def test_a_task_is_found_wherever_it_is(self, backend: Backend) -> None:
+        def task(task_id: str, **more: object) -> Publication:
+            body = msgspec.json.encode({"task_id": task_id, "content": "ü b"})
+            return msgspec.structs.replace(event(task_id, body=body), **more)
+
+        assert await self.places(backend, "a") == []
+        await backend.publish([task("a"), task("b"), task("later", delay=3600.0), *numbered(2500)])
+        assert await self.places(backend, "a") == [(TOPIC, "queued", None)]
+        assert await self.places(backend, "later") == [(TOPIC, "scheduled", None)]
+        assert await self.places(backend, "n") == []
+        async with serving(backend):
+            await backend.create_groups([(TOPIC, AGENT), (TOPIC, "other")])
+            (first,) = await fetch(backend, 1)
+            assert sorted(await self.places(backend, "a")) == [(TOPIC, "queued", "other"), (TOPIC, "running", AGENT)]
+            await backend.settle_many([done(first, retry=Retry(after=60, attempts=1))])
+            assert sorted(await self.places(backend, "a")) == [(TOPIC, "queued", "other"), (TOPIC, "retrying", AGENT)]
+            await settle_all(backend, await fetch(backend, 1, agent="other"))
+            assert await self.places(backend, "a") == [(TOPIC, "retrying", AGENT)]
+            (second,) = await fetch(backend, 1)
+            await backend.release([second.key])
+            assert (TOPIC, "queued", AGENT) in await self.places(backend, "b")
+
+    async def test_a_task_that_is_done_is_remembered_or_expired(self, backend: Backend) -> None:
+        await backend.publish([event("given", body=b'{"task_id":"given"}', dedupe=True), event("short")])
+        async with serving(backend):
+            given, short = await fetch(backend)
+            await settle_all(backend, [given])
+            await backend.settle_many([done(short, result=record("short"), result_ttl=0.01)])
+        assert await self.places(backend, "given") == [(TOPIC, "expired", None)]
 
 
 class SharedCareContract:

@@ -362,7 +362,7 @@ def test_ids_are_random_uuids_and_a_child_process_has_its_own() -> None:
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert all(str(uuid.UUID(each)) == each for each in ids)
-    assert {(uuid.UUID(each).version, uuid.UUID(each).variant) for each in ids} == {(4, uuid.RFC_4122)}
+    assert {(uuid.UUID(each).version, uuid.UUID(each).variant) for each in ids} == {(7, uuid.RFC_4122)}
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

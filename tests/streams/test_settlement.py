@@ -178,10 +178,12 @@ def test_a_last_failure_is_a_dead_letter_and_its_watchers_are_told(attempts: int
     assert settlement.retry is None
     assert settlement.dead == Dead(reason=reason, error=ERROR, attempts=attempts)
     assert settlement.result is not None
-    assert (settlement.result.status, settlement.result.error) == ("failed", "no good")
+    assert (settlement.result.status, settlement.result.error) == ("failed", "ValueError: no good")
+    assert (settlement.result.error_type, settlement.result.traceback) == ("ValueError", "Traceback ...")
     assert settlement.result.attempts == attempts
     (webhook,) = settlement.publications
-    assert read(webhook)["content"]["body"]["status"] == "failed"
+    body = read(webhook)["content"]["body"]
+    assert (body["status"], body["error"], "traceback" in body) == ("failed", "ValueError: no good", False)
 
 
 def test_an_entry_that_could_not_be_read_is_a_dead_letter_and_no_more() -> None:

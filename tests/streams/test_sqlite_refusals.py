@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import errno
+import functools
 import sqlite3
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
 
 from omniactors.errors import BackendBusy, BackendError, BackendRefused, BackendUnusable
+from omniactors.streams.backend import DeadFilter, Want
 from omniactors.streams.sqlite.backend import SqliteBackend
-from omniactors.streams.sqlite.schema import translate
-from tests.streams.contract_kit import done, fetch, length, numbered, numbers, record, serving
+from omniactors.streams.sqlite.schema import connect, translate
+from tests.streams.contract_kit import (
+    AGENT,
+    TOPIC,
+    dead,
+    done,
+    event,
+    fetch,
+    length,
+    numbered,
+    numbers,
+    record,
+    serving,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +35,13 @@ if TYPE_CHECKING:
 
 NO = "CREATE TRIGGER no BEFORE INSERT ON {table} WHEN {when} BEGIN SELECT RAISE(ABORT, 'never'); END"
 """A refusal by SQLite itself, of one row."""
+
+
+def connect_within(limit: int, path: Path | None, *, synchronous: str, wait: float) -> sqlite3.Connection:
+    """A connection on which one value may have `limit` bytes."""
+    connection = connect(path, synchronous=synchronous, wait=wait)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
+    return connection
 
 
 @pytest.fixture
@@ -109,3 +131,94 @@ def test_what_is_no_error_of_sqlite_is_told_apart_as_well(
     error: Exception, kind: type[BackendError], path: Path
 ) -> None:
     assert type(translate(error, path)) is kind
+
+
+# -- what is large ------------------------------------------------------------------------------
+
+
+async def test_large_events_come_in_fetches_of_a_bounded_size(backend: SqliteBackend) -> None:
+    body = b'{"content":"' + b"x" * (1 << 20) + b'"}'
+    await backend.publish([event(str(number), body=body) for number in range(40)])
+    taken: list[int] = []
+    async with serving(backend):
+        while sum(taken) < 40:
+            fetched = await backend.fetch([Want(TOPIC, AGENT, 40)])
+            assert all(entry.body == body for entry in fetched.entries)
+            taken.append(len(fetched.entries))
+            assert fetched.has_more == (sum(taken) < 40)
+    assert max(taken) <= 16
+
+
+async def test_an_event_larger_than_a_fetch_comes_alone(backend: SqliteBackend) -> None:
+    body = b"x" * (20 << 20)
+    await backend.publish([event("a", body=body), event("b", body=body)])
+    async with serving(backend):
+        for _ in range(2):
+            assert [entry.body for entry in await fetch(backend)] == [body]
+
+
+async def test_a_settlement_publishes_more_than_one_value_of_sqlite_may_hold(
+    backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = functools.partial(connect_within, 4 << 20)
+    monkeypatch.setattr("omniactors.streams.sqlite.database.connect", limited)
+    await backend.publish(numbered(1))
+    async with serving(backend):
+        (entry,) = await fetch(backend)
+        parts = tuple(event(f"p{number}", topic="parts", body=b'"' * (1 << 20)) for number in range(12))
+        assert await backend.settle_many([done(entry, result=record("t0"), publications=parts)]) == [True]
+        assert await length(backend, "parts") == 12
+
+
+async def test_a_result_that_is_too_large_for_sqlite_is_refused_for_its_event_alone(
+    backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniactors.streams.sqlite.database.connect", functools.partial(connect_within, 1 << 20))
+    await backend.publish(numbered(6))
+    async with serving(backend):
+        entries = await fetch(backend)
+        ends = [
+            done(
+                entry, result=record(f"t{number}", result=msgspec.Raw(b'"' + b"x" * (2_000_000 * (number == 2)) + b'"'))
+            )
+            for number, entry in enumerate(entries)
+        ]
+        outcomes = await backend.settle_many(ends)
+        assert [type(outcome) for outcome in outcomes] == [bool, bool, BackendRefused, bool, bool, bool]
+
+
+async def test_those_who_wait_for_large_results_all_get_them(backend: SqliteBackend) -> None:
+    await backend.publish(numbered(40))
+    got = 0
+
+    async def wait(task: str) -> None:
+        nonlocal got
+        (found,) = await backend.wait_results(task, [])
+        got += len(found.result)
+
+    async with serving(backend), trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(wait, f"t{number}")
+        entries = await fetch(backend, 40)
+        large = msgspec.Raw(b'"' + b"x" * (1 << 20) + b'"')
+        ends = [done(entry, result=record(f"t{number}", result=large)) for number, entry in enumerate(entries)]
+        assert await backend.settle_many(ends) == [True] * 40
+    assert got == 40 << 20
+
+
+async def test_a_list_of_large_dead_letters_is_bounded(backend: SqliteBackend) -> None:
+    await backend.publish([event(str(number), body=b"x" * (9 << 20)) for number in range(10)])
+    async with serving(backend):
+        for _ in range(5):
+            await backend.settle_many([done(entry, dead=dead()) for entry in await fetch(backend)])
+    letters = await backend.dead_letters(TOPIC, limit=10)
+    assert 1 < len(letters) < 10
+
+
+async def test_a_large_event_that_is_replayed_takes_its_failure_along(backend: SqliteBackend) -> None:
+    await backend.publish([event("t0", body=b'{"task_id":"t0","content":"' + b"x" * 200_000 + b'"}')])
+    async with serving(backend):
+        (entry,) = await fetch(backend)
+        await backend.settle_many([done(entry, dead=dead(), result=record("t0", failed=True))])
+        assert await backend.replay_dead(TOPIC, DeadFilter(), limit=1) == 1
+        assert await backend.get_results("t0") == []

@@ -31,13 +31,13 @@ async def test_a_dead_letter_is_trouble_until_it_is_expected() -> None:
                 await omni.publish("picky", "bad")
             first = await letters.expect("picky")
             second = await letters.expect("picky")
-            assert (first.reason, first.error) == ("rejected", "it is bad")
+            assert (first.reason, first.error) == ("rejected", "Reject: it is bad")
             assert first.id != second.id
             await letters.check()
             await omni.publish("picky", "bad")
             await DeadLetters(omni).expect("picky")
             while len(await letters.all()) < 3:  # noqa: ASYNC110 -- a thread brings it about
                 await trio.sleep(0.01)
-            with pytest.raises(AssertionError, match=r"nobody expected:\n  picky \(.*\): Reject 'it is bad', rejected"):
+            with pytest.raises(AssertionError, match=r"nobody expected:\n  picky \(.*\): Reject: it is bad, rejected"):
                 await letters.check()
         await omni.shutdown()

@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from omniactors.errors import StreamFull
-from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo
-from omniactors.streams.portions import PORTION_BYTES, portions
+from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo, Whereabouts
 from omniactors.streams.redis.keys import Keys, clean, group_name, group_parts
+from omniactors.streams.redis.scripts import raw
 from omniactors.streams.redis.settling import body_of_letter, read_dead_letter
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _SCAN: Final = 1000
 _PAGE: Final = 100
-_FIRST_PAGE: Final = 10
-"""Dead letters that are read before anything is known of their size."""
 
 
 class Inspector:
@@ -64,6 +62,25 @@ class Inspector:
         members = await self._calls.command("ZRANGE", self._keys.scheduled, 0, -1)
         return topics | {member.decode() for member in members}
 
+    async def find_task(self, task_id: str) -> list[Whereabouts]:
+        """Where the task is; only when it is nowhere, what is left of it."""
+        found: list[Whereabouts] = []
+        groups = await self._groups()
+        for topic in sorted({topic for topic, _ in groups} | await self._stored_topics()):
+            start = ""
+            while True:
+                after, places = await self._calls.script("find", [topic, clean(task_id), start])
+                found += [
+                    Whereabouts(topic=topic, agent=agent.decode() or None, state=state.decode())
+                    for agent, state in places
+                ]
+                start = after.decode()
+                if not start:
+                    break
+        if await self._calls.command("EXISTS", self._keys.result(clean(task_id))):
+            found.append(Whereabouts(topic="", state="expired"))
+        return [each for each in found if each.state != "expired"] or found
+
     # -- dead letters ---------------------------------------------------------------------------
 
     async def dead_letters(self, topic: str, limit: int, where: DeadFilter) -> list[DeadLetter]:
@@ -79,10 +96,9 @@ class Inspector:
                 raise StreamFull(topic, length + scheduled, self._limit, len(meant))
 
         async def move(agent: str, letters: list[DeadLetter]) -> int:
-            named = [[letter.id, _task_of(letter)] for letter in letters]
+            bodies = [[letter.id, raw(body_of_letter(letter)), _task_of(letter)] for letter in letters]
             bound = -1 if self._limit is None else self._limit
-            bodies = [body_of_letter(letter) for letter in letters]
-            reply = await self._calls.once("replay", [bound, topic, agent, named], bodies)
+            reply = await self._calls.once("replay", [bound, topic, agent, bodies])
             if isinstance(reply, list):
                 raise StreamFull(topic, reply[2], bound, len(letters))
             return int(reply)
@@ -103,7 +119,8 @@ class Inspector:
     ) -> int:
         meant = await self._meant(topic, where, limit, is_oldest_first=True)
         moved = 0
-        for chunk in portions(meant, lambda letter: len(letter.body), count=_PAGE):
+        for start in range(0, len(meant), _PAGE):
+            chunk = meant[start : start + _PAGE]
             for agent in sorted({letter.agent for letter in chunk}):
                 moved += await move(agent, [letter for letter in chunk if letter.agent == agent])
         return moved
@@ -129,16 +146,12 @@ class Inspector:
         key = self._keys.dead(group_name(topic, agent))
         command, first, last = ("XRANGE", "-", "+") if is_oldest_first else ("XREVRANGE", "+", "-")
         found: list[DeadLetter] = []
-        page = _FIRST_PAGE
         while len(found) < limit:
-            rows = await self._calls.command(command, key, first, last, "COUNT", page)
+            rows = await self._calls.command(command, key, first, last, "COUNT", _PAGE)
             letters = (read_dead_letter(letter_id.decode(), fields, topic, agent) for letter_id, fields in rows)
             found += [letter for letter in letters if where.matches(letter)]
-            if len(rows) < page:
+            if len(rows) < _PAGE:
                 break
-            # As many as were about PORTION_BYTES, if they were like these.
-            size = sum(len(fields[1]) for _, fields in rows)
-            page = max(1, min(_PAGE, page * PORTION_BYTES // max(size, 1)))
             first = "(" + rows[-1][0].decode()
         return found[:limit]
 

@@ -49,6 +49,10 @@ class Keys:
         """What lives as long as a consumer renews it."""
         return f"{self.prefix}omni-lease:{consumer}"
 
+    def result(self, task_id: str) -> str:
+        """The results of a task."""
+        return f"{self.prefix}omni-result:{task_id}"
+
     def wanted(self, consumer: str) -> str:
         """The agents of a consumer that gave up, and that somebody wants to be tried again."""
         return f"{self.prefix}omni-wanted:{consumer}"

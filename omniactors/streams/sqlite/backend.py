@@ -14,6 +14,7 @@ from omniactors.streams.envelope import check_content, encode_json
 from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.sqlite import dead, operations, ordering
 from omniactors.streams.sqlite.database import StoreSettings
+from omniactors.streams.sqlite.searching import find_task
 from omniactors.streams.sqlite.work import (
     Changes,
     Claim,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Settled,
         StreamInfo,
         Want,
+        Whereabouts,
     )
     from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
 
@@ -191,6 +193,10 @@ class SqliteBackend:
     async def wait_results(self, task_id: str, known: Sequence[ResultRecord]) -> list[ResultRecord]:
         """As `get_results`, as soon as there is one that is not among `known`."""
         return await self._writer.call(Results(task_id, known))
+
+    async def find_task(self, task_id: str) -> list[Whereabouts]:
+        """What is known of a task beside its results."""
+        return await self._writer.call(Read(lambda connection, scene: find_task(connection, task_id, scene)))
 
     async def dead_letters(self, topic: str, *, limit: int, where: DeadFilter = EVERY_DEAD_LETTER) -> list[DeadLetter]:
         """The newest dead letters of a topic's groups that `where` admits, newest first."""

@@ -262,7 +262,7 @@ class Batch:
                 agent=clean(key.agent),
                 reason=dead.reason,
                 error_type=clean(dead.error.type),
-                error=clean(dead.error.message),
+                error=clean(dead.error.text),
                 traceback=clean(dead.error.traceback),
                 attempts=dead.attempts,
             )
@@ -347,7 +347,7 @@ class Batch:
         self._come_back(outlook)
         shares, clipped = taking.share_out(outlook.wants, outlook.states)
         self.clipped |= {(want.topic, want.agent) for want in clipped}
-        entries = taking.take(self.connection, self.scene, shares, self.program)
+        entries, has_left = taking.take(self.connection, self.scene, shares, self.program)
         paused = frozenset(outlook.wants[state.want].agent for state in outlook.states if state.is_paused)
         due = outlook.next_due
         return Value(
@@ -356,7 +356,7 @@ class Batch:
                 position=self.position,
                 next_due=None if due is None else max(0.0, due - self.scene.now),
                 paused=paused,
-                has_more=outlook.has_more,
+                has_more=outlook.has_more or has_left,
             )
         )
 

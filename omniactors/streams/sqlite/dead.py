@@ -18,19 +18,30 @@ if TYPE_CHECKING:
 
     from omniactors.streams.sqlite.work import Scene
 
+_LISTED_BYTES: Final = 64 << 20
+"""Of bodies in one list, but for the one that goes beyond."""
+
 _COLUMNS: Final = """
 id, topic, agent, entry, reason, error_type, error, traceback, attempts, failed_at, CAST(body AS BLOB)
 """
 
 
 def read_dead_letters(connection: sqlite3.Connection, topic: str, where: DeadFilter, limit: int) -> list[DeadLetter]:
-    """The newest dead letters of a topic that the filter admits, newest first."""
+    """The newest dead letters of a topic that the filter admits, newest first; as many as `_LISTED_BYTES` hold."""
     condition, parameters = _condition(topic, where)
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM dead WHERE {condition} ORDER BY id DESC LIMIT ?",  # noqa: S608 -- made of constants
         (*parameters, max(limit, 0)),
     )
-    return [_dead_letter(*row) for row in rows.fetchall()]
+    letters: list[DeadLetter] = []
+    left = _LISTED_BYTES
+    for row in rows:
+        letters.append(_dead_letter(*row))
+        left -= len(row[-1])
+        if left <= 0:
+            break
+    rows.close()
+    return letters
 
 
 def purge(connection: sqlite3.Connection, topic: str, where: DeadFilter, limit: int) -> int:
@@ -75,8 +86,8 @@ def _move(connection: sqlite3.Connection, moved: str) -> None:
     """
     connection.execute(
         "DELETE FROM result WHERE status = 'failed' AND (task_id, agent) IN ("
-        "SELECT CASE WHEN typeof(dead.body) = 'text' AND json_valid(dead.body) "
-        "THEN json_extract(dead.body, '$.task_id') END, dead.agent "
+        "SELECT CASE WHEN json_valid(CAST(dead.body AS TEXT)) "
+        "THEN json_extract(CAST(dead.body AS TEXT), '$.task_id') END, dead.agent "
         "FROM json_each(?) CROSS JOIN dead ON dead.id = json_extract(value, '$[0]'))",
         (moved,),
     )

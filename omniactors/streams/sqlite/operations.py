@@ -10,6 +10,7 @@ import msgspec
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import AgentMetrics, AgentRecord, GroupInfo, RuntimeRecord, StreamInfo
+from omniactors.streams.portions import portions
 from omniactors.streams.settlement import ResultRecord
 from omniactors.streams.sqlite.program import Stage, clean, to_json
 
@@ -63,13 +64,20 @@ LIMIT :chunk
 """
 
 _RESULTS: Final = """
-SELECT CAST(json_group_array(json_array(task_id, record)) AS BLOB) FROM (
-    SELECT task_id, record FROM result
+SELECT CAST(json_group_array(json_array(task_id, id, CASE WHEN length(record) <= :inline THEN record END)) AS BLOB)
+FROM (
+    SELECT task_id, id, record FROM result
     WHERE task_id IN (SELECT value FROM json_each(:tasks)) AND expires > :now
     ORDER BY processed_at, id)
 """
 
-_results = msgspec.json.Decoder(list[tuple[str, str]])
+_INLINE: Final = 1 << 15
+"""Characters of a record that comes with the others; a longer one is read by itself."""
+
+_TASKS: Final = 500
+"""Tasks whose results are read at once."""
+
+_results = msgspec.json.Decoder(list[tuple[str, int, str | None]])
 _record = msgspec.json.Decoder(ResultRecord)
 _agent = msgspec.json.Decoder(AgentRecord)
 _serves = msgspec.json.Decoder(tuple[tuple[str, str], ...])
@@ -87,10 +95,20 @@ def read_results(connection: sqlite3.Connection, tasks: Iterable[str], scene: Sc
     """The unexpired results of these tasks, each oldest first; a task without any has an empty list."""
     found: dict[str, list[ResultRecord]] = {task: [] for task in tasks}
     names = {clean(task): task for task in found}
-    (answer,) = connection.execute(_RESULTS, {"tasks": to_json(list(names)), "now": scene.now}).fetchone()
-    for name, record in _results.decode(answer):
-        found[names[name]].append(_record.decode(record))
+    for some in portions(list(names), len, count=_TASKS):
+        parameters = {"tasks": to_json(some), "now": scene.now, "inline": _INLINE}
+        (answer,) = connection.execute(_RESULTS, parameters).fetchone()
+        for name, number, record in _results.decode(answer):
+            text = record if record is not None else _read_record(connection, number)
+            if text is not None:
+                found[names[name]].append(_record.decode(text))
     return found
+
+
+def _read_record(connection: sqlite3.Connection, number: int) -> str | None:
+    """A record by itself; None when it was removed meanwhile."""
+    row = connection.execute("SELECT record FROM result WHERE id = ?", (number,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def read_streams(connection: sqlite3.Connection, scene: Scene) -> list[StreamInfo]:

@@ -128,6 +128,10 @@ def _program() -> str:
     )
 
 
+LARGE: Final = 1 << 17
+"""Bytes from which on a body is written, and read, by itself: JSON would hold it a second and a third time, and
+SQLite takes a billion bytes at once."""
+
 PROGRAM: Final = _program()
 """What a batch writes, as one statement. Each statement costs several hand-overs of the interpreter
 lock, and beside a busy trio thread each of those can take 5 ms; a trigger's statements cost none.
@@ -272,13 +276,14 @@ class Program:
         self._count(topic, entry)
 
     def _text(self, body: bytes, entry: int) -> str:
-        """Bodies are stored as text where SQLite's JSON can carry them, else as bytes, in a second step."""
-        try:
-            text = body.decode()
-        except UnicodeDecodeError:
-            text = "\0"
-        if "\0" not in text:
-            return text
+        """Bodies are stored as text where SQLite's JSON can carry them well, else as bytes, in a second step."""
+        if len(body) < LARGE:
+            try:
+                text = body.decode()
+            except UnicodeDecodeError:
+                text = "\0"
+            if "\0" not in text:
+                return text
         self.blobs.append((body, entry))
         return ""
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _CHUNK: Final = 100
 """Wants per statement; SQLite joins at most 500 SELECTs, and each want is three at most."""
 
+_FETCH_BYTES: Final = 16 << 20
+"""Of bodies that one fetch brings, but for the one that goes beyond."""
+
+_LEAST_INLINE: Final = 1 << 10
+"""Characters up to which a body always comes with its row; how many rows there are is bounded by the credit."""
+
 _HANDED: Final = """
 SELECT * FROM (
     SELECT {want}, pending.grp, pending.entry, 2, pending.attempts, pending.crashes, entry.body
@@ -97,7 +103,7 @@ class GroupState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Found(msgspec.Struct, frozen=True, array_like=True):
-    """An entry that can be taken for want number `want`; `body` is None when it is no text."""
+    """An entry that can be taken for want number `want`; `body` is None when it is no text, or a long one."""
 
     want: int
     grp: int
@@ -162,9 +168,15 @@ def share_out(wants: Sequence[Want], states: Sequence[GroupState]) -> tuple[list
     return shares, clipped
 
 
-def take(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share], program: Program) -> list[Entry]:
-    """The entries for these shares, which the program will write as ours."""
+def take(
+    connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share], program: Program
+) -> tuple[list[Entry], bool]:
+    """The entries for these shares, which the program will write as ours; True with them when they are not all.
+
+    They are as many as fit into the bytes of one fetch, and one at least.
+    """
     entries: list[Entry] = []
+    left_bytes = _FETCH_BYTES
     for start in range(0, len(shares), _CHUNK):
         chunk = shares[start : start + _CHUNK]
         room = [[share.credit, share.fresh] for share in chunk]
@@ -172,12 +184,16 @@ def take(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share],
             left = room[found.want]
             is_handed = found.kind == _HANDED_KIND
             if left[0] > 0 and (is_handed or left[1] > 0):
+                if left_bytes <= 0:
+                    return entries, True
                 left[0] -= 1
                 left[1] -= not is_handed
                 share = chunk[found.want]
                 _own(scene, share.want, found, program)
-                entries.append(_entry(connection, scene, share.want, found))
-    return entries
+                entry = _entry(connection, scene, share.want, found)
+                entries.append(entry)
+                left_bytes -= len(entry.body)
+    return entries, False
 
 
 def _own(scene: Scene, want: Want, found: _Found, program: Program) -> None:
@@ -201,7 +217,10 @@ def _entry(connection: sqlite3.Connection, scene: Scene, want: Want, found: _Fou
 
 def _select(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share]) -> list[_Found]:
     try:
-        return _query(connection, scene, shares, "CASE typeof(body) WHEN 'text' THEN body END")
+        inline = max(_FETCH_BYTES // sum(share.credit for share in shares), _LEAST_INLINE)
+        return _query(
+            connection, scene, shares, f"CASE WHEN typeof(body) = 'text' AND length(body) <= {inline} THEN body END"
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, sqlite3.DataError):
         # They are too long for one row, or some body is no text although it says so (another program
         # wrote it): read them one by one.

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from omniactors.streams.backend import Fetched, Finding, Published, RuntimeRecord, Settled, Want
+from omniactors.streams.portions import publication_weight, settlement_weight
 from omniactors.streams.settlement import EntryKey, Publication, ResultRecord, Settlement
 
 if TYPE_CHECKING:
@@ -145,3 +146,13 @@ class Read(Work[T]):
     """Run `operation` outside any transaction and any lock."""
 
     operation: Callable[[sqlite3.Connection, Scene], T]
+
+
+def work_weight(work: Work[Any]) -> int:
+    """Bytes that it writes, about."""
+    match work:
+        case Publish(publications):
+            return sum(map(publication_weight, publications))
+        case Settle(settlements):
+            return sum(map(settlement_weight, settlements))
+    return 0

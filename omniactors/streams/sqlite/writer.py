@@ -6,6 +6,7 @@ until the thread has taken it; from then on the caller waits for its outcome.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import outcome
 import trio
 
-from omniactors.errors import BackendClosed
+from omniactors.errors import BackendClosed, BackendError
 from omniactors.streams.runs import require_trio
 from omniactors.streams.sqlite.breath import breath_of_this_run
 from omniactors.streams.sqlite.store import Store
@@ -37,6 +38,7 @@ from omniactors.streams.sqlite.work import (
     Watch,
     Work,
     Write,
+    work_weight,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ T = TypeVar("T")
 _MAX_BATCH: Final = 1024
 """Requests of one transaction, so that neither it nor its memory grows without bound."""
 
+_MAX_BYTES: Final = 32 << 20
+"""Bytes of one transaction, but for the request that goes beyond."""
+
 _POLL: Final = 0.02
 """Seconds between looks for other processes' commits, while somebody waits."""
 
@@ -59,13 +64,18 @@ _EXIT_WAIT: Final = 10.0
 """Seconds that the end of the interpreter waits for what was accepted."""
 
 
+_log = logging.getLogger("omniactors.streams.sqlite")
+
+
 class _Request:
     """Work on its way to the thread and back to the task that waits for it."""
 
-    __slots__ = ("_claim", "task", "token", "work")
+    __slots__ = ("_claim", "is_answered", "task", "token", "weight", "work")
 
     def __init__(self, work: Work[Any]) -> None:
         self.work = work
+        self.weight = work_weight(work)
+        self.is_answered = False
         self.task = trio.lowlevel.current_task()
         self.token = trio.lowlevel.current_trio_token()
         self._claim = threading.Lock()
@@ -183,6 +193,7 @@ class _Answers:
 
     def add(self, request: _Request, result: outcome.Outcome[Any]) -> None:
         """Answer a request that we have claimed."""
+        request.is_answered = True
         self._ready[request.token].append((request.task, result))
 
     def send(self) -> None:
@@ -223,8 +234,11 @@ class _Thread:
         """Work until told to stop, then close the store."""
         while self._stop is None or self._put_off:
             requests = self._drain()
-            self._work(requests)
-            self._tick()
+            try:
+                self._work(requests)
+                self._tick()
+            except Exception as error:  # noqa: BLE001 -- all callers depend on this thread: it tells them, and goes on
+                self._fail(requests, error)
             self._answers.send()
         closed = outcome.capture(self._store.close)
         for request, _ in [*self._topic_watchers, *self._result_watchers]:
@@ -234,13 +248,22 @@ class _Thread:
             self._answers.add(self._stop.request, closed)
         self._answers.send()
 
+    def _fail(self, requests: list[_Request], error: Exception) -> None:
+        _log.error("the database thread goes on after an error of its own", exc_info=error)
+        failure = outcome.Error(BackendError(f"the database thread failed: {type(error).__name__}: {error}"))
+        for request in requests:
+            is_ours = not isinstance(request.work, Watch | Results) or request.claim()
+            if is_ours and not request.is_answered and request not in self._put_off:
+                self._answers.add(request, failure)
+
     # -- receiving ------------------------------------------------------------------------------
 
     def _drain(self) -> list[_Request]:
         """Wait for requests, and claim all there are, up to the bound."""
         requests, self._put_off = self._put_off, []
         timeout = 0.0 if requests else self._patience()
-        while self._stop is None and len(requests) < _MAX_BATCH:
+        weight = 0
+        while self._stop is None and len(requests) < _MAX_BATCH and weight < _MAX_BYTES:
             try:
                 item = self._mailbox.get(timeout=timeout) if timeout != 0 else self._mailbox.get_nowait()
             except queue.Empty:
@@ -250,6 +273,7 @@ class _Thread:
                 self._stop = item
             elif isinstance(item.work, Watch | Results) or item.claim():
                 requests.append(item)
+                weight += item.weight
         return requests
 
     def _patience(self) -> float | None:
