@@ -12,9 +12,10 @@ counts for no restart limit.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -46,6 +47,7 @@ from omniactors.operations.results import ResultOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
 from omniactors.settings import MemoryUrl, RedisUrl, Settings, read_settings
+from omniactors.signals import hearing_endings, is_main_task
 from omniactors.streams.envelope import WireEvent, check_topic, new_id
 from omniactors.streams.runs import require_trio
 from omniactors.streams.sqlite.backend import SqliteBackend
@@ -255,6 +257,7 @@ class OmniActors:
         token: str | None = None,
         allowed_hosts: Sequence[str] | None = None,
         tell: Callable[[str], None] = tell_stderr,
+        handle_signals: bool = True,
         task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run the agents until cancelled; also `await nursery.start(omni.run)`.
@@ -265,12 +268,28 @@ class OmniActors:
         OMNIACTORS_ALLOWED_HOSTS). `tell` gets the line that says what the settings chose. Cancelled, it stops in
         order: nothing new is taken, running tasks have `Settings.grace` seconds to finish, what is
         left is released and will be delivered again.
+
+        In the main thread SIGTERM and SIGHUP stop it in order too, and a second SIGTERM at once, where
+        nobody else handles them; `handle_signals=False` leaves them alone. In the main task of
+        `trio.run` it returns then; elsewhere the process ends by that signal, as soon as this has stopped.
         Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
         """
         settings = self.settings.with_gateway(listen=listen, token=token, allowed_hosts=allowed_hosts)
-        async with self._running(settings, tell) as supervisor:
-            task_status.started(self._gateway_url)
-            await supervisor.wait_stopping()
+        scope, heard = trio.CancelScope(), list[int]()
+
+        def hear(number: int) -> None:
+            heard.append(number)
+            scope.cancel(f"signal {number}")
+            if heard.count(signal.SIGTERM) > 1:  # a terminal that is closed says SIGHUP twice, and means it once
+                self.stop_now()
+
+        with hearing_endings(hear) if handle_signals else nullcontext(), scope:
+            async with self._running(settings, tell) as supervisor:
+                task_status.started(self._gateway_url)
+                await supervisor.wait_stopping()
+        if heard and not is_main_task():
+            # Who runs us beside other things does not handle it either: it ends the process, as it would without us.
+            signal.raise_signal(signal.Signals(heard[0]))
 
     def stop_now(self) -> None:
         """Drop the grace time of a stop: whatever still runs is cancelled, and will be delivered again."""

@@ -19,6 +19,7 @@ LAYERS = [
     ["omniactors.agents"],
     ["omniactors.operations"],
     ["omniactors.gateway"],
+    ["omniactors.signals"],
     ["omniactors.system"],
     ["omniactors.testing"],
     ["omniactors.cli"],

@@ -328,7 +328,24 @@ def _outcome(
 
 
 def _lone(error: BaseException | None) -> BaseException | None:
-    """The one exception inside nested groups of one."""
+    """The one exception inside nested groups of one; a KeyboardInterrupt goes before all that is beside it.
+
+    Several tasks may end for one Ctrl-C, and who pressed it waits for a KeyboardInterrupt.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        interrupts, others = error.split(KeyboardInterrupt)
+        if interrupts is not None:
+            interrupt = _first(interrupts)
+            if others is not None:
+                interrupt.add_note(f"beside it: {others!r}")
+            return interrupt
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -31,7 +31,7 @@ from omniactors.actors.rules import Intensity
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import Subtree, subtree
 from omniactors.agents.agent import Agent, CallbackAgent
-from omniactors.agents.attempt import error_info, lone_error
+from omniactors.agents.attempt import error_info, is_interrupt, lone_error
 from omniactors.agents.demand import Demand
 from omniactors.agents.failures import FailureLog, described
 from omniactors.agents.options import AgentConfig, AgentKeywords, AgentOptions, is_lone, stable_name
@@ -311,7 +311,7 @@ class AgentRuntime:
         elif isinstance(notice, notices.ChildExited) or (isinstance(notice, notices.ChildStartFailed) and self._is_up):
             # A first start that fails is raised to whoever runs the system, so it is not logged as well.
             error = notice.reason.error
-            if error is not None and not isinstance(error, ChildStartError | GaveUp):
+            if error is not None and not isinstance(error, ChildStartError | GaveUp) and not is_interrupt(error):
                 agent = at.get(notice.path.rpartition("/")[0])
                 who = notice.path if agent is None else f"agent {agent}"
                 self._failures.note_crash(who, error_info(lone_error(error)), now=trio.current_time())

@@ -18,6 +18,12 @@ REPORT_EVERY = 2.0
 """Seconds between two lines that say what an orderly stop waits for."""
 
 
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal says when it is closed, often twice, and what some send to have a program begin anew."""
+
+STOPS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
+
+
 @dataclass(frozen=True)
 class Service:
     """A system that is to run: its file, where its gateway listens, what watchers must present, and its other names."""
@@ -55,8 +61,10 @@ class Stop:
             self._omni.stop_now()
 
     async def obey(self, signals: AsyncIterator[int]) -> None:
-        """Stop at the first signal in order and at the second at once."""
-        async for _ in signals:
+        """Stop at the first signal in order and at the second at once; SIGHUP is no haste, and a parent's to answer."""
+        async for number in signals:
+            if number == HANGUP and (self.has_parent or self._asked.is_set()):
+                continue
             if self._asked.is_set() and not self.has_parent:
                 self.at_once()
             else:
@@ -92,7 +100,7 @@ async def serve(
         tell=tell,
     )
     # The receiver surrounds everything: a signal at any moment stops in order.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*STOPS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.obey, signals)
             nursery.start_soon(beside)
