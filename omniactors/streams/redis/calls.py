@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import random
-import re
 import secrets
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,8 @@ from redis import exceptions
 
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendClosed, BackendError, BackendRefused, BackendUnusable
-from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable, server_error
+from omniactors.streams.redis.codes import is_general, is_passing, meaning_of, unwrapped
+from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable
 from omniactors.streams.redis.keys import has_hash_tag
 from omniactors.streams.redis.scripts import pack, script
 
@@ -40,19 +40,9 @@ logger = logging.getLogger("omniactors.streams")
 RETRY = Backoff(initial=0.05, maximum=2.0)
 """Between two tries of a call."""
 
-_PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
-"""First words of replies that say: not now."""
 
-_FOR_GOOD = ("WRONGTYPE", "Protocol error", "invalid expire")
-"""In replies to what will never be taken, since it depends on nothing but the call and the keys."""
-
-_PASSING_ERRORS = (
-    ConnectionLost,
-    exceptions.BusyLoadingError,
-    exceptions.ClusterDownError,
-    exceptions.ReadOnlyError,
-    exceptions.TryAgainError,
-)
+class GeneralError(BackendError):
+    """The server says ERR, which leaves open whether this call is at fault or the server."""
 
 
 class Caller:
@@ -92,7 +82,7 @@ class Calls:
         self.redis = redis
         self._keys = keys
         self._caller = caller
-        self._patience = patience
+        self.patience = patience
         self._in_flight = 0
         self.generation = 0
         """Goes up with every `close()`."""
@@ -110,7 +100,7 @@ class Calls:
 
     async def words(self, name: str, *words: bytes | str | int, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """As `script`, with the script's arguments as they are."""
-        return await self._persist(lambda: self._run(name, words), self._patience if patience is None else patience)
+        return await self._persist(lambda: self._run(name, words), self.patience if patience is None else patience)
 
     async def once(
         self, name: str, arguments: list[Any], words: Sequence[bytes | str] = (), *, patience: float | None = None
@@ -147,12 +137,12 @@ class Calls:
 
     async def command(self, *args: str | bytes | float, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """Run a command that may be repeated without harm; raises BackendError."""
-        return await self._persist(lambda: self.redis.call(*args), self._patience if patience is None else patience)
+        return await self._persist(lambda: self.redis.call(*args), self.patience if patience is None else patience)
 
     async def close(self) -> None:
         """Wait for the calls that are under way, as long as they may take, and disconnect."""
         self.generation += 1
-        with trio.move_on_after(self._patience):
+        with trio.move_on_after(self.patience):
             while self._in_flight:  # noqa: ASYNC110 -- they end within a round trip
                 await trio.sleep(0.002)
         self._caller.has_checked = False
@@ -224,8 +214,8 @@ class Calls:
             case ConnectionLost():
                 unknown = "; whether the operation took place is not known" if is_unknown else ""
                 return BackendError(f"{error.message}{unknown}", outcome_known=not is_unknown)
-        is_for_good = isinstance(error, exceptions.ResponseError) and any(sign in str(error) for sign in _FOR_GOOD)
-        kind = BackendRefused if is_for_good else BackendError
+        is_for_good = meaning_of(error) == "never"
+        kind = BackendRefused if is_for_good else GeneralError if is_general(error) else BackendError
         return kind(self._sentence(error), outcome_known=not is_unknown)
 
     def _sentence(self, error: Exception) -> str:
@@ -235,21 +225,3 @@ class Calls:
         if isinstance(error, exceptions.ReadOnlyError):
             return f"{where} is a read-only replica: nothing was written"
         return f"{where} refused the operation: {error}"
-
-
-_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)", re.DOTALL)
-
-
-def unwrapped(error: Exception) -> Exception:
-    """The error of the command inside a script; Redis 6.2 hides it in one about the script."""
-    found = _IN_SCRIPT.search(str(error)) if isinstance(error, exceptions.ResponseError) else None
-    return error if found is None else server_error(found[1])
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed a moment later."""
-    if isinstance(error, ServerUnusable):
-        return False
-    if isinstance(error, _PASSING_ERRORS):
-        return True
-    return isinstance(error, exceptions.ResponseError) and str(error).startswith(_PASSING)

@@ -7,6 +7,7 @@ would take; a cancelled `receive` loses nothing and may be repeated.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import hiredis
@@ -155,9 +156,18 @@ class RedisConnection:
                 with trio.fail_after(self._response_timeout):
                     await self._wire.flush()
         except (OSError, trio.ClosedResourceError) as exc:
-            raise self._lost(reason_of(exc), sent=self._wire.unsent < len(data)) from exc
+            if not self._has_last_words():
+                raise self._lost(reason_of(exc), sent=self._wire.unsent < len(data)) from exc
         except trio.TooSlowError:
             raise self._lost("the server takes no more bytes", sent=self._wire.unsent < len(data)) from None
+
+    def _has_last_words(self) -> bool:
+        """Whether the server said something before it closed, as that a command is too big for it."""
+        with suppress(OSError):
+            while not self._wire.is_closed and (data := self._wire.read()):
+                self._reader.feed(data)
+        self._wire.close()
+        return bool(self._reader.has_data())
 
     async def _look_out(self) -> None:
         """Read what arrives within the next moment without falling asleep."""

@@ -72,8 +72,17 @@ _CLASSES: Mapping[str, type[exceptions.RedisError]] = {
 
 
 def server_error(reply: str) -> exceptions.RedisError:
-    """The exception for an error reply, without its leading minus; ResponseError unless its first word is known."""
+    """The exception for an error reply, without its leading minus; ResponseError unless its first word is known.
+
+    That word, the code, is its `status_code`.
+    """
     word, _, rest = reply.partition(" ")
+    error = _of_class(word, rest, reply)
+    error.status_code = word
+    return error
+
+
+def _of_class(word: str, rest: str, reply: str) -> exceptions.RedisError:
     if word == "ERR":
         if rest == "max number of clients reached":
             return exceptions.ConnectionError(rest)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from omniactors.errors import StreamFull
 from omniactors.streams.backend import AgentMetrics, DeadFilter, DeadLetter, GroupInfo, StreamInfo, Whereabouts
+from omniactors.streams.portions import PORTION_BYTES, portions
 from omniactors.streams.redis.keys import Keys, clean, group_name, group_parts
-from omniactors.streams.redis.scripts import raw
 from omniactors.streams.redis.settling import body_of_letter, read_dead_letter
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SCAN: Final = 1000
 _PAGE: Final = 100
+_FIRST_PAGE: Final = 10
+"""Dead letters that are read before anything is known of their size."""
 
 
 class Inspector:
@@ -96,9 +98,10 @@ class Inspector:
                 raise StreamFull(topic, length + scheduled, self._limit, len(meant))
 
         async def move(agent: str, letters: list[DeadLetter]) -> int:
-            bodies = [[letter.id, raw(body_of_letter(letter)), _task_of(letter)] for letter in letters]
+            named = [[letter.id, _task_of(letter)] for letter in letters]
             bound = -1 if self._limit is None else self._limit
-            reply = await self._calls.once("replay", [bound, topic, agent, bodies])
+            bodies = [body_of_letter(letter) for letter in letters]
+            reply = await self._calls.once("replay", [bound, topic, agent, named], bodies)
             if isinstance(reply, list):
                 raise StreamFull(topic, reply[2], bound, len(letters))
             return int(reply)
@@ -119,8 +122,7 @@ class Inspector:
     ) -> int:
         meant = await self._meant(topic, where, limit, is_oldest_first=True)
         moved = 0
-        for start in range(0, len(meant), _PAGE):
-            chunk = meant[start : start + _PAGE]
+        for chunk in portions(meant, lambda letter: len(letter.body), count=_PAGE):
             for agent in sorted({letter.agent for letter in chunk}):
                 moved += await move(agent, [letter for letter in chunk if letter.agent == agent])
         return moved
@@ -146,12 +148,16 @@ class Inspector:
         key = self._keys.dead(group_name(topic, agent))
         command, first, last = ("XRANGE", "-", "+") if is_oldest_first else ("XREVRANGE", "+", "-")
         found: list[DeadLetter] = []
+        page = _FIRST_PAGE
         while len(found) < limit:
-            rows = await self._calls.command(command, key, first, last, "COUNT", _PAGE)
+            rows = await self._calls.command(command, key, first, last, "COUNT", page)
             letters = (read_dead_letter(letter_id.decode(), fields, topic, agent) for letter_id, fields in rows)
             found += [letter for letter in letters if where.matches(letter)]
-            if len(rows) < _PAGE:
+            if len(rows) < page:
                 break
+            # As many as were about PORTION_BYTES, if they were like these.
+            size = sum(len(fields[1]) for _, fields in rows)
+            page = max(1, min(_PAGE, page * PORTION_BYTES // max(size, 1)))
             first = "(" + rows[-1][0].decode()
         return found[:limit]
 

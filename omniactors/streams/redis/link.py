@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -135,6 +136,7 @@ class Link:
                 if not self._wire.is_flushed:
                     await self._wire.flush()
             except (OSError, trio.ClosedResourceError) as exc:
+                self._take_last_words()
                 self._fail(f"the connection to {self._location} is lost: {reason_of(exc)}")
             self._leaving = []
             await self._look_out()
@@ -199,6 +201,12 @@ class Link:
                 self._hand_out(data)
             elif data is not None:
                 self._fail(f"the connection to {self._location} is lost: the server closed it")
+
+    def _take_last_words(self) -> None:
+        """What the server said before it closed: that a command is too big for it, it says while that is being sent."""
+        with suppress(OSError):
+            while data := self._wire.read():
+                self._hand_out(data)
 
     def _hand_out(self, data: bytes) -> None:
         reader, queue, reschedule = self._reader, self._queue, trio.lowlevel.reschedule

@@ -13,7 +13,8 @@ import trio
 from redis import exceptions
 
 from omniactors.errors import BackendClosed
-from omniactors.streams.redis.calls import RETRY, is_passing
+from omniactors.streams.redis.calls import RETRY
+from omniactors.streams.redis.codes import is_passing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

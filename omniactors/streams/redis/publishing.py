@@ -15,6 +15,7 @@ import trio
 
 from omniactors.errors import BackendError, BackendRefused, StreamFull
 from omniactors.streams.backend import Published
+from omniactors.streams.redis.calls import GeneralError
 from omniactors.streams.redis.keys import clean
 from omniactors.streams.redis.scripts import raw
 
@@ -37,10 +38,12 @@ LATEST = 1 << 53
 class _Request:
     """One publish call: what it appends, and what became of it."""
 
-    __slots__ = ("error", "goes_alone", "ids", "is_abandoned", "is_done", "publications", "size", "task")
+    __slots__ = ("deadline", "error", "goes_alone", "ids", "is_abandoned", "is_done", "publications", "size", "task")
 
-    def __init__(self, publications: Sequence[Publication]) -> None:
+    def __init__(self, publications: Sequence[Publication], deadline: float) -> None:
         self.publications = publications
+        self.deadline = deadline
+        """When its patience ends, wherever it waits until then."""
         self.size = sum(map(_checked_size, publications))
         self.ids: list[bytes] | None = None
         self.error: BackendError | None = None
@@ -94,6 +97,10 @@ class _Batch:
             return self.requests[0].publications
         return [publication for request in self.requests for publication in request.publications]
 
+    def patience(self) -> float:
+        """Seconds for which it is tried."""
+        return max(max(request.deadline for request in self.requests) - trio.current_time(), 0.0)
+
     def heir(self) -> _Request | None:
         """Somebody who still waits for it."""
         return next((request for request in self.requests if not request.is_abandoned), None)
@@ -105,7 +112,7 @@ class Publisher:
     def __init__(self, calls: Calls, keys: Keys, *, window: float, limit: int | None) -> None:
         self._calls = calls
         self._keys = keys
-        self._window = round(window * 1000)
+        self._window = milliseconds(window)
         self._limit = -1 if limit is None else limit
         self._waiting: deque[_Request] = deque()
         self._interrupted: _Batch | None = None
@@ -116,7 +123,7 @@ class Publisher:
         await trio.lowlevel.checkpoint_if_cancelled()
         if not publications:
             return []
-        request = _Request(publications)
+        request = _Request(publications, trio.current_time() + self._calls.patience)
         self._waiting.append(request)
         try:
             while not request.is_done:
@@ -154,7 +161,8 @@ class Publisher:
         requests = [self._waiting.popleft()]
         count, size = len(requests[0].publications), requests[0].size
         while self._waiting and not requests[0].goes_alone and not self._waiting[0].goes_alone:
-            if count >= BATCH_COUNT or size >= BATCH_BYTES:
+            waiting = self._waiting[0]
+            if count + len(waiting.publications) > BATCH_COUNT or size + waiting.size > BATCH_BYTES:
                 break
             request = self._waiting.popleft()
             requests.append(request)
@@ -168,13 +176,14 @@ class Publisher:
         self._is_driven = True
         try:
             reply = await self._append(batch)
-        except BackendRefused as error:
+        except (BackendRefused, GeneralError) as error:
             self._calls.retire(batch.ticket)
             self._refuse(batch.requests, error)
         except BackendError as error:
             self._calls.retire(batch.ticket)
             for request in batch.requests:
                 request.fail(error)
+            self._give_up(error)
         except BaseException:
             self._interrupted = batch
             raise
@@ -190,17 +199,17 @@ class Publisher:
         _, number = batch.ticket
         # Every so often `publish` trims the stream, which this does not.
         if len(publications) == 1 and number % 256 and is_plain(publications[0]):
-            entry_id = await self._append_alone(batch.ticket, publications[0])
+            entry_id = await self._append_alone(batch.ticket, publications[0], batch.patience())
             if entry_id is not None:
                 return [entry_id]
         runs = runs_of(publications)
         bodies = [publication.body for publication in publications]
         reply: list[Any] = await self._calls.numbered(
-            batch.ticket, "publish", [self._limit, self._window, runs], bodies
+            batch.ticket, "publish", [self._limit, self._window, runs], bodies, patience=batch.patience()
         )
         return reply
 
-    async def _append_alone(self, ticket: Ticket, publication: Publication) -> bytes | None:
+    async def _append_alone(self, ticket: Ticket, publication: Publication, patience: float) -> bytes | None:
         """Its entry id, or None when there may be no room."""
         keys, calls, topic = self._keys, self._calls, clean(publication.topic)
         slot, number = ticket
@@ -214,6 +223,7 @@ class Publisher:
             "" if self._limit < 0 else self._limit,
             0 if number % 64 else 1,
             publication.body,
+            patience=patience,
         )
         return entry_id
 
@@ -226,6 +236,14 @@ class Publisher:
             count = len(request.publications)
             request.finish(reply[start : start + count])
             start += count
+
+    def _give_up(self, error: BackendError) -> None:
+        """Nothing was taken for now: those who have waited for long enough behind it do not try it once more each."""
+        now = trio.current_time()
+        late = [request for request in self._waiting if request.deadline <= now]
+        for request in late:
+            self._waiting.remove(request)
+            request.fail(type(error)(str(error)))
 
     def _refuse(self, requests: list[_Request], error: BackendError) -> None:
         """Nothing of the batch was written; whom the reason does not concern finds out by going alone."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from omniactors.errors import BackendRefused
 from omniactors.streams.backend import DeadLetter
+from omniactors.streams.redis.calls import GeneralError
 from omniactors.streams.redis.keys import STREAM, clean
 from omniactors.streams.redis.publishing import milliseconds, publication_arguments
 from omniactors.streams.redis.scripts import raw
@@ -16,6 +18,7 @@ from omniactors.streams.redis.scripts import raw
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from omniactors.streams.backend import Settled
     from omniactors.streams.settlement import Dead, EntryKey, ResultRecord, Settlement
 
 _object = msgspec.json.Decoder(dict[str, Any])
@@ -34,18 +37,27 @@ class Prepared(NamedTuple):
 PART_BYTES = 4 << 20
 """About what goes to the server in one call; a larger settlement goes alone."""
 
+WORD_BYTES = 512 * 1024
+"""About what goes there in one word: half of the least that a server can be told to take (`proto-max-bulk-len`)."""
+
+
+LARGE = 64 * 1024
+"""Bytes of a body that a dead letter does not hold twice."""
+
 
 def parts_of(settlements: Sequence[Settlement], bodies: Mapping[EntryKey, bytes]) -> list[list[Prepared]]:
     """The settlements in their order, in parts of a bounded size; `bodies` are those of the dead."""
     parts: list[list[Prepared]] = [[]]
-    size = 0
+    size = packed = 0
     for settlement in settlements:
         prepared = _prepared(settlement, bodies)
-        if parts[-1] and size + prepared.weight > PART_BYTES:
+        weight, packed_weight = prepared.weight, 0 if prepared.words else prepared.weight
+        if parts[-1] and (size + weight > PART_BYTES or packed + packed_weight > WORD_BYTES):
             parts.append([])
-            size = 0
+            size = packed = 0
         parts[-1].append(prepared)
-        size += prepared.weight
+        size += weight
+        packed += packed_weight
     return parts
 
 
@@ -101,6 +113,13 @@ class Blocks:
             self.places += plain + others
 
 
+def blamed(outcomes: list[Settled]) -> list[Settled]:
+    """The ends of settlements that were tried one by one: who failed beside others that were taken is at fault."""
+    if True not in outcomes:
+        return outcomes
+    return [BackendRefused(str(end)) if isinstance(end, GeneralError) else end for end in outcomes]
+
+
 def settlement_arguments(settlement: Settlement, body: bytes | None) -> list[Any]:
     """One settlement for the script; `body` is its entry's, needed for a dead letter."""
     entry_id, seconds = settlement.key.entry_id, f"{settlement.seconds:.6f}"
@@ -145,14 +164,18 @@ def _cleaned(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
 
 
 def encode_dead_letter(key: EntryKey, dead: Dead, body: bytes, *, now: float) -> bytes:
-    """A dead letter's field `data`: OmniDaemon's fields first, then ours."""
-    text, encoding = _shown(body)
+    """A dead letter's field `data`: OmniDaemon's fields first, then ours.
+
+    A large body is in it once, as `failed_message`: so the letter fits where the event did.
+    """
+    is_object = _is_object(body)
+    text, encoding = (None, "utf-8") if is_object and len(body) > LARGE else _shown(body)
     return msgspec.json.encode(
         {
             "topic": clean(key.topic),
             "original_stream": f"{STREAM}{clean(key.topic)}",
             "original_id": key.entry_id,
-            "failed_message": msgspec.Raw(body) if _is_object(body) else None,
+            "failed_message": msgspec.Raw(body) if is_object else None,
             "error": clean(dead.error.text),
             "retry_count": max(dead.attempts - 1, 0),
             "failed_at": now,
@@ -160,8 +183,7 @@ def encode_dead_letter(key: EntryKey, dead: Dead, body: bytes, *, now: float) ->
             "error_type": clean(dead.error.type),
             "traceback": clean(dead.error.traceback),
             "attempts": dead.attempts,
-            "body": text,
-            "body_encoding": encoding,
+            **({} if text is None else {"body": text, "body_encoding": encoding}),
         }
     )
 

@@ -102,8 +102,8 @@ local function take_new(key, want, group, room, taken)
     while room > 0 do
         local reply = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
         if reply and reply.err then
-            if reply.err:find('WRONGTYPE', 1, true) then return {is_foreign = true} end
-            if created then error(reply.err, 0) end
+            if has_code(reply, 'WRONGTYPE') then return {is_foreign = true} end
+            if created then return call('XREADGROUP', 'GROUP', group, consumer, 'STREAMS', key, '>') end
             create_group(topic, agent)
             created = true
         elseif not reply then
@@ -124,7 +124,7 @@ local function take_new(key, want, group, room, taken)
             end
             if #skipped == 0 then break end
             for _, id in ipairs(skipped) do call('XACK', key, group, id) end
-            delete_finished(topic, skipped, false)
+            delete_finished(topic, skipped, number)
         end
     end
     return {count = count, created = created, top = room == 0 and count > 0 and '' or top}

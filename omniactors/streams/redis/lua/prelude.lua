@@ -50,15 +50,18 @@ local function is_before(a, b)
     return a_seq < b_seq
 end
 
--- The reply; that there is no such group, or no stream at this key, is a reply too; other errors end the script.
-local function try(...)
-    local reply = pcall_(...)
-    local problem = type(reply) == 'table' and reply.err
-    if problem and not problem:find('NOGROUP', 1, true) and not problem:find('no such key', 1, true)
-        and not problem:find('WRONGTYPE', 1, true) and not problem:find('requires the key to exist', 1, true) then
-        error(problem, 0)
+-- Whether a reply is an error with this code, its first word; what stands behind it may be anything.
+local function has_code(reply, code) return type(reply) == 'table' and reply.err and reply.err:match('^%u+') == code end
+
+-- The reply; that there is no such group, or no stream at this key, is a reply too: about a key that is missing XINFO
+-- and XGROUP have no code. Other errors end the script, as errors of the command: so it is repeated.
+local function try(command, ...)
+    local reply = pcall_(command, ...)
+    if type(reply) ~= 'table' or not reply.err or has_code(reply, 'NOGROUP') or has_code(reply, 'WRONGTYPE')
+        or ((command == 'XINFO' or command == 'XGROUP') and call('EXISTS', (select(2, ...))) == 0) then
+        return reply
     end
-    return reply
+    return call(command, ...)
 end
 
 local function fields_of(reply)
@@ -80,7 +83,7 @@ local function create_group(topic, agent)
     local reply = pcall_('XGROUP', 'CREATE', stream_of(topic), group, '0', 'MKSTREAM')
     if reply.err then
         -- Another program's group of this name is ours from now on.
-        if not reply.err:find('BUSYGROUP', 1, true) then error(reply.err, 0) end
+        if not has_code(reply, 'BUSYGROUP') then call('XGROUP', 'CREATE', stream_of(topic), group, '0', 'MKSTREAM') end
         call('SADD', P .. 'omni-groups', group)
         return false
     end
@@ -123,31 +126,50 @@ local function trim(topic)
     if low then call('XTRIM', key, 'MINID', low) end
 end
 
--- Delete those entries that every group has finished. Where many groups read, to ask each of them for
--- each entry would cost more than the work: then `trim` does it, now and then (`is_turn`).
-local function delete_finished(topic, ids, is_turn)
-    if #ids == 0 then return end
-    local key, finished = stream_of(topic), {}
-    local infos = try('XINFO', 'GROUPS', key)
-    local groups = #infos == 1 and infos or groups_on(key)
-    if #groups == 1 then
-        finished = ids
-    elseif #groups * #ids > 1000 or #groups > 16 then
-        if is_turn or #groups <= 16 then trim(topic) end
-    else
-        for _, id in ipairs(ids) do
-            local is_finished = true
-            for _, group in ipairs(groups) do
-                if is_before(group['last-delivered-id'], id)
-                    or #call('XPENDING', key, group['name'], id, id, 1) > 0 then
-                    is_finished = false
-                    break
-                end
-            end
-            if is_finished then finished[#finished + 1] = id end
-        end
+-- Of these ids those that a group has not pending: it is asked once for all between the first and the last of them,
+-- and for each where more stands between them.
+local function without_pending(key, group, ids, first, last)
+    local most, pending, left = #ids + 64, {}, {}
+    local rows = call('XPENDING', key, group, first, last, most)
+    for _, row in ipairs(rows) do pending[row[1]] = true end
+    local known = #rows < most and last or rows[#rows][1]
+    for _, id in ipairs(ids) do
+        local is_pending = pending[id]
+        if not is_pending and is_before(known, id) then is_pending = #call('XPENDING', key, group, id, id, 1) > 0 end
+        if not is_pending then left[#left + 1] = id end
     end
-    for i = 1, #finished, 500 do call('XDEL', key, unpack(finished, i, math.min(i + 499, #finished))) end
+    return left
+end
+
+-- Delete those entries that every group has finished. Mostly the first groups that are asked have not: `turn`, any
+-- number, says where to begin, so that it is not always the same ones.
+local function delete_finished(topic, ids, turn)
+    if #ids == 0 then return end
+    local key = stream_of(topic)
+    local infos = try('XINFO', 'GROUPS', key)
+    if #infos > 1 then
+        local groups, low = groups_on(key), nil
+        for _, group in ipairs(groups) do
+            local last = group['last-delivered-id']
+            if low == nil or is_before(last, low) then low = last end
+        end
+        local left, first, last = {}, nil, nil
+        for _, id in ipairs(ids) do
+            if not is_before(low, id) then
+                left[#left + 1] = id
+                if first == nil or is_before(id, first) then first = id end
+                if last == nil or is_before(last, id) then last = id end
+            end
+        end
+        for i = 1, #groups do
+            if #left == 0 then return end
+            left = without_pending(key, groups[(turn + i) % #groups + 1]['name'], left, first, last)
+        end
+        ids = left
+    elseif infos.err then
+        return
+    end
+    for i = 1, #ids, 500 do call('XDEL', key, unpack(ids, i, math.min(i + 499, #ids))) end
 end
 
 -- Move delayed publications that are due into their stream; the time of the next one, or nil.

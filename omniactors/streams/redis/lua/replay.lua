@@ -1,5 +1,5 @@
--- Give dead letters back to their own group, as new. {caller, limit or -1, topic, agent, letters}
--- A letter is {its id, body, task id or ''}: a result that told of its failure goes with it. Answers how many, or {'full', topic, length} when the stream has no room.
+-- Give dead letters back to their own group, as new. {caller, limit or -1, topic, agent, letters}; their bodies are
+-- ARGV[2] and on, in order. A letter is {its id, task id or ''}: a result that told of its failure goes with it. Answers how many, or {'full', topic, length} when the stream has no room.
 local caller, limit, topic, agent, letters = unpack(arguments)
 local before = replayed(caller)
 if before then return before end
@@ -14,11 +14,11 @@ local function top_of()
 end
 
 local before_it, newest = top_of(), nil
-for _, letter in ipairs(letters) do
+for i, letter in ipairs(letters) do
     if call('XDEL', dead, letter[1]) == 1 then
-        newest = call('XADD', key, '*', 'data', letter[2], 'only', agent)
-        local results = P .. 'omni-result:' .. letter[3]
-        local old = letter[3] ~= '' and call('HGET', results, agent)
+        newest = call('XADD', key, '*', 'data', ARGV[i + 1], 'only', agent)
+        local results = P .. 'omni-result:' .. letter[2]
+        local old = letter[2] ~= '' and call('HGET', results, agent)
         if old and old:match('^%d+ failed ') then call('HDEL', results, agent) end
         count = count + 1
     end

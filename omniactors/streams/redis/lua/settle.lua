@@ -12,9 +12,20 @@ local before = replayed(caller)
 if before then return before end
 
 -- What the keys that are written hold is asked first: an error midway would leave half of it behind.
+local next_word = 2
 for _, block in ipairs(blocks) do
+    local results = {}
+    for place = next_word, next_word + 4 * block[4] - 4, 4 do
+        results[#results + 1] = P .. 'omni-result:' .. ARGV[place + 1]
+    end
+    next_word = next_word + 4 * block[4]
+    block.are_new = #results == 0 or call('EXISTS', unpack(results)) == 0
+    if not block.are_new then
+        for _, result in ipairs(results) do call('HEXISTS', result, '') end
+    end
     for _, settlement in ipairs(block[3]) do
         if settlement[2] ~= 'retry' then
+            if settlement[3][1] then call('HEXISTS', P .. 'omni-result:' .. settlement[3][1], '') end
             for _, publication in ipairs(settlement[4]) do
                 call('XLEN', stream_of(publication[1]))
                 call('ZCARD', later_of(publication[1]))
@@ -52,14 +63,11 @@ local function bury(group, letter)
 end
 
 -- The successes of some tasks, at `places` of ARGV, for one agent.
-local function store_plain(agent, places, ttl)
-    local keys = {}
-    for i, place in ipairs(places) do keys[i] = P .. 'omni-result:' .. ARGV[place + 1] end
-    local are_new = call('EXISTS', unpack(keys)) == 0
+local function store_plain(agent, places, ttl, are_new)
     -- Numbers are spelled out once: Redis spells each that it gets, which takes as long as what it is for.
     local prefix, ttl_ = string.format('%.0f success ', time + ttl), string.format('%.0f', math.max(ttl, 1))
-    for i, place in ipairs(places) do
-        local key = keys[i]
+    for _, place in ipairs(places) do
+        local key = P .. 'omni-result:' .. ARGV[place + 1]
         call('HSET', key, agent, prefix .. ARGV[place + 2])
         -- Other agents' results of the task may live longer.
         if are_new or call('PTTL', key) < ttl then call('PEXPIRE', key, ttl_) end
@@ -68,7 +76,7 @@ local function store_plain(agent, places, ttl)
 end
 
 local has_clipped = call('EXISTS', P .. 'omni-clipped') == 1
-local next_word = 2
+next_word = 2
 for _, block in ipairs(blocks) do
     local topic, agent, settlements, plain, ttl = unpack(block)
     local key, group = stream_of(topic), group_of(topic, agent)
@@ -103,7 +111,7 @@ for _, block in ipairs(blocks) do
     for place = first, last, 4 do
         if let_go(ARGV[place], 'done', ARGV[place + 3]) then places[#places + 1] = place end
     end
-    if #places > 0 then store_plain(agent, places, ttl) end
+    if #places > 0 then store_plain(agent, places, ttl, block.are_new) end
     for _, settlement in ipairs(settlements) do
         local id, kind = settlement[1], settlement[2]
         if let_go(id, kind, settlement[#settlement]) then
@@ -121,7 +129,7 @@ for _, block in ipairs(blocks) do
     end
     if #finished > 0 then
         call('XACK', key, group, unpack(finished))
-        delete_finished(topic, finished, caller[3] % 64 == 0)
+        delete_finished(topic, finished, caller[3])
         if has_notes then call('HDEL', tries, unpack(finished)) end
     end
     if counts.retry > 0 then ring(topic) end
