@@ -19,6 +19,7 @@ from datetime import date, datetime, timedelta
 from datetime import time as dt_time
 from decimal import Decimal
 from enum import Enum
+from ipaddress import ip_address
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from uuid import UUID
 import msgspec
 
 from omniactors.errors import ContentError, EntryError, EnvelopeError
+from omniactors.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,6 +38,9 @@ Content = TypeVar("Content")
 INTERNAL_PREFIX = "omni."
 """Topics that begin so belong to the runtime itself, as the webhooks' one."""
 
+
+MAX_HOST = 253
+"""Characters of a host's name, as DNS has it."""
 
 IDS_AT_ONCE = 64
 
@@ -183,13 +188,46 @@ def _public_topic(topic: str) -> str:
 
 
 def check_webhook(url: object) -> None:
-    """Raise EnvelopeError unless `url` is an http or https URL with a host."""
+    """Raise EnvelopeError unless a result can be posted to `url`: http or https, a host, and a port if it names one."""
+    why = "it is no text" if not isinstance(url, str) else _trouble_of(url)
+    if why is not None:
+        shown = url
+        if isinstance(url, str):
+            shown = redact(url if "@" not in url else f"{url.partition('://')[0]}://***")
+        raise EnvelopeError(f"webhook must be an http:// or https:// URL, not {shown!r}: {why}")
+
+
+# Few receivers get many results.
+@functools.lru_cache(maxsize=4096)
+def _trouble_of(url: str) -> str | None:
+    """Why nothing can be posted to this URL, or None."""
+    if not url.isprintable() or " " in url:
+        return "it holds blanks or control characters"
     try:
-        parts = urlsplit(url) if isinstance(url, str) else None
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return str(error) if "@" not in url else "its host or its port is none"
+    if parts.scheme not in ("http", "https"):
+        return "it begins with neither"
+    if port == 0:
+        return "its port is 0"
+    return "it names no host" if not host else None if _is_host(host) else "its host is none"
+
+
+_LABEL = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is an IP address, or a name of labels as DNS has them (and `_`, which containers use)."""
+    labels = host.removesuffix(".").split(".")
+    try:
+        if ":" in host or labels[-1].isdecimal():
+            ip_address(host.partition("%")[0])
+            return True
+        return len(host.encode("idna")) <= MAX_HOST and all(_LABEL.fullmatch(label) for label in labels)
     except ValueError:
-        parts = None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EnvelopeError(f"webhook must be an http:// or https:// URL, not {url!r}")
+        return False
 
 
 def check_content(value: object, path: str = "$") -> None:
