@@ -271,7 +271,8 @@ class OmniActors:
 
         In the main thread SIGTERM and SIGHUP stop it in order too, and a second SIGTERM at once, where
         nobody else handles them; `handle_signals=False` leaves them alone. In the main task of
-        `trio.run` it returns then; elsewhere the process ends by that signal, as soon as this has stopped.
+        `trio.run` it returns then, and raises KeyboardInterrupt after a Ctrl-C, which lets running
+        tasks finish as well; elsewhere the process ends by that signal, as soon as this has stopped.
         Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
         """
         settings = self.settings.with_gateway(listen=listen, token=token, allowed_hosts=allowed_hosts)
@@ -280,13 +281,15 @@ class OmniActors:
         def hear(number: int) -> None:
             heard.append(number)
             scope.cancel(f"signal {number}")
-            if heard.count(signal.SIGTERM) > 1:  # a terminal that is closed says SIGHUP twice, and means it once
-                self.stop_now()
+            if heard.count(number) > 1 and number in (signal.SIGTERM, signal.SIGINT):
+                self.stop_now()  # a terminal that is closed says SIGHUP twice, and means it once
 
         with hearing_endings(hear) if handle_signals else nullcontext(), scope:
             async with self._running(settings, tell) as supervisor:
                 task_status.started(self._gateway_url)
                 await supervisor.wait_stopping()
+        if signal.SIGINT in heard:
+            raise KeyboardInterrupt
         if heard and not is_main_task():
             # Who runs us beside other things does not handle it either: it ends the process, as it would without us.
             signal.raise_signal(signal.Signals(heard[0]))

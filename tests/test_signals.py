@@ -198,3 +198,58 @@ def test_ctrl_c_among_many_events_is_a_keyboard_interrupt(tmp_path: Path, script
     script = Script(tmp_path, 0.1, code)
     scripts.append(script)
     assert script.lines.read() == "interrupted\n"
+
+
+def test_ctrl_c_lets_the_running_handler_finish_wherever_it_is(tmp_path: Path, scripts: list[Script]) -> None:
+    code = """
+        class Busy(Agent, topic="busy", name="busy"):
+            async def handle(self, event: EventEnvelope[int]) -> None:
+                for number in range(40):
+                    signal.raise_signal(signal.SIGINT) if number == 20 else None
+                    await trio.lowlevel.checkpoint()
+                print("finished", flush=True)
+
+        omni.add(Busy)
+
+        async def main():
+            await omni.publish("busy", 1)
+            await omni.run()
+
+        try:
+            trio.run(main)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+            print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    """
+    script = Script(tmp_path, 0.1, code)
+    scripts.append(script)
+    assert script.lines.read() == "finished\ninterrupted\nTrue\n"
+    assert script.result() == "done"
+
+
+def test_a_second_ctrl_c_ends_a_handler_that_waits_for_nothing(tmp_path: Path, scripts: list[Script]) -> None:
+    code = """
+        class Endless(Agent, topic="endless", name="endless"):
+            async def handle(self, event: EventEnvelope[int]) -> None:
+                print("begun", flush=True)
+                while True:
+                    pass
+
+        omni.add(Endless)
+
+        async def main():
+            await omni.publish("endless", 1)
+            await omni.run()
+
+        try:
+            trio.run(main)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """
+    script = Script(tmp_path, 0.0, code)
+    scripts.append(script)
+    assert script.lines.readline() == "begun\n"
+    for _ in range(2):
+        time.sleep(0.2)
+        script.process.send_signal(signal.SIGINT)
+    assert script.lines.read() == "interrupted\n"
