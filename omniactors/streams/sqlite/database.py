@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from omniactors.errors import BackendError
+from omniactors.errors import BackendBusy, BackendError
+from omniactors.streams.sqlite.guard import Guard
 from omniactors.streams.sqlite.lock import FileLock
-from omniactors.streams.sqlite.places import file_system, network_warning
+from omniactors.streams.sqlite.places import file_system, network_warning, refuse_other_names
 from omniactors.streams.sqlite.schema import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _CHECKPOINT_COMMITS: Final = 256
 """Commits after which the write-ahead log is copied into the database."""
-
-_PLACE_CHECK: Final = 1.0
-"""Seconds between looks whether the file is still the one that was opened."""
 
 _log = logging.getLogger("omniactors.streams.sqlite")
 
@@ -50,19 +48,19 @@ class Database:
 
     def __init__(self, settings: StoreSettings, on_open: Callable[[sqlite3.Connection], None]) -> None:
         self._settings = settings
-        self._path = settings.path
+        self.path = settings.path
+        """The file itself: links are followed when it is opened, so that locks and leases have one name."""
         self._on_open = on_open
         self._lock: FileLock | None = None
         self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-        self._looked_at = 0.0
+        self._guard: Guard | None = None
+        self._was_open = False
         self._data_version = -1
         self._commits = 0
 
     def connected(self) -> sqlite3.Connection:
         """The connection, for reading; raises BackendError, sqlite3.Error or OSError."""
-        self._look()
-        if self._connection is None:
+        if self._connection is None or (self._guard is not None and not self._guard.is_intact()):
             with self.locked() as connection:
                 return connection
         return self._connection
@@ -70,22 +68,47 @@ class Database:
     @contextlib.contextmanager
     def locked(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
         """The connection, while no other process writes; raises BackendBusy."""
-        self._look()
-        if self._path is None:
+        if self._settings.path is None:
             yield self._opened()
             return
+        if self._connection is None and self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._lock is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(lock_path(self._path))
+            self.path = Path(os.path.realpath(self._settings.path))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(lock_path(self.path))
         self._lock.acquire(self._settings.lock_wait if wait is None else wait)
+        lock = self._lock
         try:
+            if not self._keep_up():
+                _log.error("%s was removed or replaced while it was in use; what was in it is lost", self.path)
             yield self._opened()
         finally:
-            self._lock.release()
+            lock.release()
+
+    def confirm(self) -> None:
+        """Raise BackendError unless what was just committed is where others find it; to be called under the lock."""
+        if not self._keep_up():
+            raise BackendError(
+                f"{self.path} was removed or replaced while it was written to: whether it holds that is not known",
+                outcome_known=False,
+            )
+
+    def _keep_up(self) -> bool:
+        """Let go of files that are not those at the path any more; False when commits were lost with them."""
+        guard = self._guard
+        if guard is None or guard.is_intact():
+            return True
+        keeps = guard.keeps_commits()
+        if keeps:
+            _log.warning("files of %s were removed while it was in use; nothing is lost", self.path)
+        self._disconnect()
+        return keeps
 
     def changed_elsewhere(self) -> bool:
         """True when another connection has committed since the last call."""
-        if self._path is None:
+        if self.path is None:
             return False
         connection = self.connected()  # first: it may forget the version
         before, self._data_version = self._data_version, _data_version(connection)
@@ -94,7 +117,7 @@ class Database:
     def checkpoint_at_times(self, connection: sqlite3.Connection) -> None:
         """Count a commit, and now and then copy the log into the database; to be called under the lock."""
         self._commits += 1
-        if self._commits >= _CHECKPOINT_COMMITS and self._path is not None:
+        if self._commits >= _CHECKPOINT_COMMITS and self.path is not None:
             self._commits = 0
             # The batch is committed whatever becomes of this.
             with contextlib.suppress(sqlite3.Error):
@@ -102,49 +125,44 @@ class Database:
 
     def close(self, wait: float) -> None:
         """Copy the write-ahead log into the database, and close it; waits so many seconds for the lock."""
-        if self._connection is not None:
+        if self._connection is not None and (self._guard is None or self._guard.is_there()):
             with contextlib.suppress(BackendError, sqlite3.Error, OSError), self.locked(wait) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if self._guard is not None:
+                    self._guard.unlock()
                 self._disconnect()
         self._disconnect()
         if self._lock is not None:
             self._lock.close()
 
     def _disconnect(self) -> None:
+        """Close the connection. Under the guard's locks SQLite leaves the files alone, whoever has replaced them."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+        if self._guard is not None:
+            self._guard.release()
+        self._guard = None
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             settings = self._settings
-            self._connection = connect(self._path, synchronous=settings.synchronous, wait=settings.lock_wait)
+            if self.path is not None:
+                refuse_other_names(self.path)
+            connection = connect(self.path, synchronous=settings.synchronous, wait=settings.lock_wait)
             # In a file that took the place of another everything may be different.
-            replaced = self._inode != 0
-            self._data_version = -1 if replaced else _data_version(self._connection)
-            if self._path is not None:
-                self._inode = self._path.stat().st_ino
-                if (warning := network_warning(self._path, file_system(self._path))) is not None:
+            self._data_version = -1 if self._was_open else _data_version(connection)
+            self._was_open = True
+            self._connection = connection
+            if self.path is not None:
+                self._guard = Guard.hold(self.path)
+                if not self._guard.is_intact():
+                    self._disconnect()
+                    raise BackendBusy(f"{self.path} was replaced while it was opened; nothing was written")
+                if (warning := network_warning(self.path, file_system(self.path))) is not None:
                     _log.warning("%s", warning)
-            self._on_open(self._connection)
+            self._on_open(connection)
         return self._connection
-
-    def _look(self) -> None:
-        """Notice, once a second, that the file was removed or replaced under us: what we wrote there is gone."""
-        now = time.monotonic()
-        if self._path is None or self._connection is None or now - self._looked_at < _PLACE_CHECK:
-            return
-        self._looked_at = now
-        try:
-            inode = self._path.stat().st_ino
-        except OSError:
-            inode = 0
-        if inode != self._inode:
-            _log.error("%s was removed or replaced while it was in use; what was in it is lost", self._path)
-            self._disconnect()
-            if self._lock is not None:
-                self._lock.close()
-            self._lock = None
 
 
 @contextlib.contextmanager

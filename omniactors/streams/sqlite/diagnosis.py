@@ -136,7 +136,7 @@ def _contents(settings: StoreSettings, database: Database, is_alive: Callable[[s
 
 def _lock(path: Path, database: Database) -> Finding:
     with database.locked():
-        if is_held(lock_path(path)):
+        if is_held(lock_path(database.path or path)):
             return _ok("file lock", "the file lock keeps other processes out")
     return Finding(
         check="file lock",

@@ -75,6 +75,13 @@ class _LockFile:
         """The file descriptor, -1 once it is closed."""
         return self._fd
 
+    def is_at(self, path: Path) -> bool:
+        """Whether it is still the file at this path."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), path.stat())
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Close it, and so let go of the lock; may be called again."""
         fd, self._fd = self._fd, -1
@@ -104,6 +111,14 @@ class FileLock:
 
     def acquire(self, wait: float) -> None:
         """Take the lock; raises BackendBusy, naming the holder, after `wait` seconds, and OSError."""
+        file = self._take(wait)
+        while not file.is_at(self._path):  # it was removed, and another process has made another one
+            self.close()
+            file = self._take(wait)
+        os.lseek(file.fd, 0, os.SEEK_SET)
+        os.write(file.fd, f"{os.getpid():<{_PID_WIDTH}}\n".encode())
+
+    def _take(self, wait: float) -> _LockFile:
         file = self._file or _LockFile(self._path, os.O_RDWR | os.O_CREAT)
         self._file = file
         if not _try_lock(file.fd) and not _Waiter(file).wait(wait):
@@ -111,8 +126,7 @@ class FileLock:
             raise BackendBusy(
                 f"{self._path} was held for more than {wait:g} s by process {self._holder()}; nothing was written"
             )
-        os.lseek(file.fd, 0, os.SEEK_SET)
-        os.write(file.fd, f"{os.getpid():<{_PID_WIDTH}}\n".encode())
+        return file
 
     def release(self) -> None:
         """Let the next one in."""

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+from omniactors.errors import BackendUnusable
+
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 _POINT: Final = 4
@@ -40,6 +42,35 @@ def kind_of(path: str, table: str) -> str | None:
         if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
             best, kind = point, rest.split(" ", 1)[0]
     return kind
+
+
+def refuse_other_names(path: Path) -> None:
+    """Raise BackendUnusable when this file, with no symbolic link in its path, has names in other folders.
+
+    SQLite's log stands beside the name: who opens the file by another one does not see it, and damages the file.
+    """
+    if not path.is_file():
+        return  # there is none yet
+    names = path.stat().st_nlink
+    if names > 1:
+        raise BackendUnusable(
+            f"{path} has {names} names (hard links), and a database may have one only: its log stands beside the name. "
+            f"Remove the others; find -samefile {path} finds them"
+        )
+    if _is_mounted_alone(str(path)):
+        raise BackendUnusable(
+            f"{path} is mounted as a file of its own, and its log stands in another folder: mount its folder instead"
+        )
+
+
+def _is_mounted_alone(path: str) -> bool:
+    try:
+        table = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    return any(
+        _unescape(point) == path for line in table.splitlines() for point in line.split(" ")[_POINT : _POINT + 1]
+    )
 
 
 def network_warning(path: Path, kind: str | None) -> str | None:

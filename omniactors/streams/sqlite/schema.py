@@ -50,7 +50,9 @@ def _prepare(connection: sqlite3.Connection, path: Path | None, synchronous: str
     # No mmap and no automatic checkpoint: see WAL-reset bug in docs/delivery.md.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     _check(connection, path)
-    connection.execute("PRAGMA journal_mode = WAL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if path is not None and mode != "wal":
+        raise BackendUnusable(f"{path} is in a place where SQLite can keep no write-ahead log; put it on a local disk")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
     connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -25,6 +25,7 @@ from omniactors.streams.sqlite.work import Changes, Claim, Fetch, Group, Publish
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from outcome import Outcome
 
@@ -47,11 +48,14 @@ class Store:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
-        self._path = settings.path
         self._database = Database(settings, self._entered)
         self._consumer: str | None = None
         self._lease: Lease | None = None
         self._clipped: set[Group] = set()
+
+    @property
+    def _path(self) -> Path | None:
+        return self._database.path
 
     @property
     def is_serving(self) -> bool:
@@ -69,11 +73,13 @@ class Store:
         try:
             with self._database.locked() as connection:
                 outcomes, changes = self._transact(connection, works, position)
+                self._database.confirm()
                 self._database.checkpoint_at_times(connection)
         except Exception as error:  # noqa: BLE001 -- whatever one operation raises, the others of its batch go on
             failure = translate(error, self._path)
-            # What keeps the whole store from being written is found once, and told to all that wait.
-            if isinstance(failure, BackendBusy | BackendUnusable):
+            # What keeps the whole store from being written is found once, and told to all that wait; and what may
+            # have been written is not written again.
+            if isinstance(failure, BackendBusy | BackendUnusable) or not failure.outcome_known:
                 return [Error(failure) for _ in works], Changes()
             if len(works) > 1:
                 return self._write_halves(works, position)
