@@ -29,14 +29,16 @@ class FrameCutter:
         self._max_message = max_message
         self._held = bytearray()
         self._awaited = 0  # bytes of payload that the frame whose header was passed on has
-        self._size = 0  # of the message so far
+        self._size = 0  # of the message, as its headers say
+        self._passed = 0  # of that, passed on
         self._frames = 0
-        self._is_last = False  # whether the message ends with that frame
+        self._is_data = False  # whether that frame is part of a message: others may stand within one
+        self._is_last = False  # whether the message ends with it
 
     @property
     def held(self) -> int:
         """Bytes that this message keeps: here, and passed on for a message that is not whole yet."""
-        return len(self._held) + self._size
+        return len(self._held) + self._passed
 
     def feed(self, data: bytes) -> bytes:
         """Take what has come; what is to be passed on now, mostly nothing or everything."""
@@ -53,6 +55,7 @@ class FrameCutter:
             if len(self._held) < self._awaited:
                 return 0
             count, self._awaited = self._awaited, 0
+            self._passed += count if self._is_data else 0
             self._end_message()
             return count
         return self._header()
@@ -66,20 +69,20 @@ class FrameCutter:
         if len(self._held) < count:
             return 0
         self._awaited = int.from_bytes(self._held[2 : 2 + wide]) if wide else second & SHORT
-        if not first & CONTROL:
+        self._is_data = not first & CONTROL
+        self._is_last = self._is_data and bool(first & FINISHED)
+        if self._is_data:
             self._size += self._awaited
             self._frames += 1
             if self._size > self._max_message:
                 self.excess = f"a message may have {self._max_message} bytes"
             elif self._frames > MAX_FRAMES:
                 self.excess = f"a message may have {MAX_FRAMES} frames"
-            self._is_last = bool(first & FINISHED)
         if not self._awaited:
             self._end_message()
         return count
 
     def _end_message(self) -> None:
-        """Begin to count anew if the message is whole; a control frame may stand within one."""
+        """Begin to count anew if the message is whole."""
         if self._is_last:
-            self._size = self._frames = 0
-            self._is_last = False
+            self._size = self._passed = self._frames = 0

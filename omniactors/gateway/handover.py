@@ -17,11 +17,14 @@ CLOSE = 0x88
 
 CHUNK = 16 * 1024
 CLOSE_DEADLINE = 1.0
-"""Seconds for a close frame of ours: it is a courtesy."""
+"""Seconds for the last words to a client whose connection ends: they are a courtesy."""
 
 TOO_BIG = 1009
 TRY_AGAIN_LATER = 1013
-NO_FRAME = frozenset({1000, 1001, 1005, 1006})
+VANISHED = 1006
+"""The close code of a connection that ended without a close."""
+
+NO_FRAME = frozenset({1000, 1001, 1005, VANISHED})
 """Reasons for an end that need no close frame of ours: a peer that closed in order, or has vanished."""
 
 
@@ -112,7 +115,8 @@ class HandedOverStream(trio.abc.Stream):
 
     async def say_why(self, code: int, reason: str) -> None:
         """Send the close frame that the library did not, for what ended the connection, if the client takes it soon."""
-        code, reason = self._excess or (code, reason)
+        if code == VANISHED and self._excess is not None:
+            code, reason = self._excess
         if self._may_speak and code not in NO_FRAME:
             payload = code.to_bytes(2) + reason.encode()[:120].decode(errors="ignore").encode()
             with trio.move_on_after(CLOSE_DEADLINE), suppress(trio.BrokenResourceError, trio.ClosedResourceError):

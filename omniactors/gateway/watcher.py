@@ -18,6 +18,7 @@ from wsproto.utilities import ProtocolError
 
 from omniactors.events.event import position
 from omniactors.gateway import protocol
+from omniactors.gateway.handover import CLOSE_DEADLINE, VANISHED
 from omniactors.gateway.protocol import Bye, Err, FrameError, write_frame
 from omniactors.gateway.wire import ClientGone
 
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_STOP = 1.0
 """Seconds after which a watcher may look whether a gateway that stopped is back."""
-
-VANISHED = 1006
-"""The close code of a connection that ended without a close."""
 
 
 class WatcherGone(Exception):
@@ -100,6 +98,7 @@ class Watcher:
         self._start = position(bus.epoch, bus.head)
         self._flows: dict[Id, _Flow] = {}
         self._turn = trio.Lock()
+        self._writing = trio.Lock()
         self._outbox, self._frames = trio.open_memory_channel[str | Bye](0)
 
     async def run(self, first: Sub | None, begun: Subscription | None) -> None:
@@ -126,7 +125,12 @@ class Watcher:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         while True:
-            message = await self._socket.get_message()
+            try:
+                message = await self._socket.get_message()
+            except ConnectionClosed:
+                with trio.move_on_after(CLOSE_DEADLINE):  # behind half a frame nothing more can be said
+                    await self._writing.acquire()
+                raise
             try:
                 await self._handle(protocol.parse_frame(message), nursery)
             except FrameError as error:
@@ -294,12 +298,12 @@ class Watcher:
         """All sends of this connection. One cut short would leave half a frame, so it ends the connection."""
         async for frame in self._frames:
             with trio.move_on_after(self._config.write_deadline) as deadline:
+                async with self._writing:
+                    await self._socket.send_message(write_frame(frame) if isinstance(frame, Bye) else frame)
                 if isinstance(frame, Bye):
-                    await self._socket.send_message(write_frame(frame))
                     await self._socket.aclose(frame.code, frame.why)
                     connection.cancel()
                     return
-                await self._socket.send_message(frame)
             if deadline.cancelled_caught:
                 raise WatcherGone(f"it took nothing for {self._config.write_deadline:g} s")
 

@@ -5,11 +5,16 @@ The connections are streams in memory, on a clock that jumps over what a client 
 
 from __future__ import annotations
 
+import gc
 import logging
+import socket
+import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -22,8 +27,11 @@ from omniactors.gateway.access import Policy
 from omniactors.gateway.application import build_application
 from omniactors.gateway.bridge import Bridge
 from omniactors.gateway.config import GatewayAddress, GatewayConfig
-from omniactors.gateway.server import Gateway
-from tests.gateway.conftest import HANDSHAKE
+from omniactors.gateway.handover import HandedOverStream
+from omniactors.gateway.server import Gateway, serve
+from omniactors.gateway.watcher import Watcher
+from omniactors.gateway.wire import Wire
+from tests.gateway.conftest import HANDSHAKE, PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -312,3 +320,64 @@ def talks(draw: st.DrawFn) -> Talk:
 @given(st.lists(talks(), min_size=1, max_size=12), st.sampled_from([None, "secret"]))
 def test_whatever_is_said_the_next_client_is_served_and_nothing_is_left(said: list[Talk], token: str | None) -> None:
     run(said, token)
+
+
+def count_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def count_alive() -> int:
+    """How many objects there are that live with a connection."""
+    gc.collect()
+    return sum(isinstance(item, Wire | HandedOverStream | Watcher) for item in gc.get_objects())
+
+
+async def break_off(port: int, said: bytes, end: Literal["reset", "finish", "close"]) -> None:
+    """A client that gets no further than `said`."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    try:
+        await stream.send_all(said)
+        if end == "reset":
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif end == "finish":
+            await stream.send_eof()
+            with trio.fail_after(PATIENCE):
+                while await stream.receive_some():
+                    pass
+    except (trio.BrokenResourceError, OSError):
+        pass
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the files of the process as Linux shows them")
+@pytest.mark.parametrize("end", ["reset", "finish", "close"])
+async def test_a_client_may_vanish_at_every_byte(end: Literal["reset", "finish", "close"]) -> None:
+    post = b"POST /api/echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    watch = (
+        HANDSHAKE + frame(0x01, b'{"t":"pi', mask=True) + frame(0x80, b'ng"}', mask=True) + frame(0x88, b"", mask=True)
+    )
+    said = [whole[:at] for whole in (post + GOOD, watch) for at in range(len(whole) + 1)]
+    bus = EventBus()
+    with no_complaints(), trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(
+                lambda task_status: serve(bus, routes=ROUTES, config=CONFIG, task_status=task_status)
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            files, tasks = count_files(), trio.lowlevel.current_statistics().tasks_living
+            limit = trio.CapacityLimiter(20)
+
+            async def one(part: bytes) -> None:
+                async with limit:
+                    await break_off(address.port, part, end)
+
+            async with trio.open_nursery() as clients:
+                for part in said:
+                    clients.start_soon(one, part)
+                clients.start_soon(one, GOOD)
+            while trio.lowlevel.current_statistics().tasks_living > tasks:  # noqa: ASYNC110 -- tasks of the gateway's own
+                await trio.sleep(0.01)
+            assert (count_files(), count_alive()) == (files, 0)
+            assert bus.stats()["subscribers"] == []
+            nursery.cancel_scope.cancel()

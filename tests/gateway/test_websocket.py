@@ -9,6 +9,7 @@ import re
 
 import pytest
 import trio
+import trio.lowlevel
 from trio_websocket import ConnectionClosed, open_websocket_url
 
 from omniactors.events.bus import RING_EVENTS, EventBus
@@ -531,3 +532,188 @@ async def test_fifty_watchers_see_the_same(start: Start) -> None:
             await ready.wait()
             running.publish(500)
         assert done == [list(range(1, 501))] * 50
+
+
+def masked(opcode: int, payload: bytes = b"") -> bytes:
+    """One frame of a client."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2)
+    return bytes([opcode]) + length + b"\0\0\0\0" + payload
+
+
+async def close_frame(running: Running, *said: bytes, query: bytes = b"") -> tuple[int, bytes]:
+    """The close code and reason that raw frames are answered with."""
+    async with await running.connect() as stream:
+        await stream.send_all(HANDSHAKE.replace(b"types=task.*", query))
+        answer = b""
+        with trio.fail_after(PATIENCE):
+            for part in said:
+                await stream.send_all(part)
+                await trio.lowlevel.checkpoint()
+            answer += b"".join([data async for data in stream])
+    at = answer.rindex(b"\x88")
+    return int.from_bytes(answer[at + 2 : at + 4]), answer[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"\x81\x02{}", 1002),  # not masked
+        (b"\x83\x80\0\0\0\0", 1002),  # an opcode that does not exist
+        (b"\xc1\x80\0\0\0\0", 1002),  # a reserved bit
+        (b"\x80\x80\0\0\0\0", 1002),  # a continuation of nothing
+        (b"\x09\x80\0\0\0\0", 1002),  # a ping in parts
+        (b"\x89\xfe\x01\x00\0\0\0\0", 1002),  # a ping that is too long
+        (b"\x81\xfe\x00\x01\0\0\0\0x", 1002),  # a length that is written too long
+        (b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1002),  # a length that no one has
+        (b"\x88\x81\0\0\0\0x", 1002),  # a close with half a code
+        (masked(0x88, (1005).to_bytes(2)), 1002),  # a close code that is never sent
+        (masked(0x01, b"a") + masked(0x81, b"b"), 1002),  # a message within a message
+        (masked(0x81, b"\xff\xfe"), 1007),
+        (masked(0x01, b"\xc3") + masked(0x80, b"\x28"), 1007),
+        (masked(0x88, (1000).to_bytes(2) + b"\xff"), 1007),
+        (masked(0x81, b"x" * 65_000) + masked(0x81, b"x" * 65_000), 1000),  # long but not too long, and then a close
+        (b"\x81\xff\0\0\0\0\0\x01\0\x01\0\0\0\0", 1009),
+        (masked(0x01, b"x" * 65_000) + masked(0x80, b"x" * 600), 1009),
+        (masked(0x01) + masked(0x00) * 100_000, 1009),  # nothing at all, in very many parts
+    ],
+    ids=range(18),
+)
+async def test_what_is_wrong_with_a_frame_is_told_in_the_close_code(start: Start, said: bytes, code: int) -> None:
+    async with start() as running:
+        assert (await close_frame(running, said, *([masked(0x88, (1000).to_bytes(2))] if code == 1000 else [])))[
+            0
+        ] == code
+
+
+async def test_messages_may_come_in_parts_with_pings_between(start: Start) -> None:
+    text = b'{"t":"ping","id":"' + "ü".encode() * 300 + b'"}'
+    parts = [text[at : at + 13] for at in range(0, len(text), 13)]
+    said = masked(0x01, parts[0]) + b"".join(masked(0x89, b"?") + masked(0x00, part) for part in parts[1:-1])
+    said += masked(0x80, parts[-1])
+    async with start() as running, await running.connect() as stream:
+        await stream.send_all(HANDSHAKE)
+        for at in range(0, len(said), 100):
+            await stream.send_all(said[at : at + 100])
+        answer = b""
+        with trio.fail_after(PATIENCE):
+            while b'{"t":"pong","id":"' + "ü".encode() * 300 + b'"}' not in answer:
+                answer += await stream.receive_some()
+
+
+async def test_unfinished_messages_are_bounded_all_together(start: Start) -> None:
+    config = GatewayConfig(max_messages=150_000)
+    async with start(config=config) as running:
+        held = []
+        for _ in range(2):
+            stream = await running.connect()
+            await stream.send_all(HANDSHAKE + masked(0x01, b"x" * 60_000))
+            held.append(stream)
+        for stream in held:
+            with trio.fail_after(PATIENCE):
+                while b'"live"' not in await stream.receive_some():
+                    pass
+        await trio.sleep(0.05)
+        code, why = await close_frame(running, masked(0x01, b"x" * 60_000))
+        assert (code, why) == (1013, b"the gateway has too many messages in hand")
+        for stream in held:
+            await stream.send_all(masked(0x80, b"x"))  # theirs end in order
+            with trio.fail_after(PATIENCE):
+                assert b'"bad-frame"' in await stream.receive_some()
+            await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"t": "ping", "id": 10**40},
+        {"t": "ping", "id": -(2**63) - 1},
+        {"t": "unsub", "id": 1, "s": "x" * 60_000},
+        {"t": "sub", "s": 10**40, "types": ["a"]},
+        {"t": "sub", "s": "s" * 60_000, "id": "i" * 5000, "types": ["a"]},
+        {"t": "hello", "token": "\ud800"},
+    ],
+)
+async def test_odd_names_and_numbers_end_nothing(
+    start: Start, caplog: pytest.LogCaptureFixture, frame: dict[str, object]
+) -> None:
+    async with start() as running, running.watch() as client:
+        await client.expect("welcome")
+        await client.send(**frame)
+        await client.send(t="ping", id="last")
+        while (answer := await client.frame()) != {"t": "pong", "id": "last"}:
+            assert len(json.dumps(answer)) < 70_000
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_what_one_watcher_asks_for_is_bounded(start: Start) -> None:
+    config = GatewayConfig(max_patterns=100, max_text=2000)
+    async with start(config=config) as running, running.watch() as client:
+        limits = (await client.expect("welcome"))["limits"]
+        assert (limits["patterns"], limits["text"]) == (100, 2000)
+        await client.send(t="sub", id=1, s=1, types=[f"a{number}" for number in range(60)], where={"data.n": 1})
+        assert (await client.expect("subbed"))["id"] == 1
+        await client.expect("live")
+        for many in (
+            {"types": [f"b{number}" for number in range(40)]},
+            {"topics": [f"b{number}" for number in range(40)]},
+            {"types": ["x"], "where": {f"data.k{number}": number for number in range(40)}},
+            {"types": ["x" * 2000]},
+            {"run": "x" * 2000},
+            {"types": ["x"], "where": {"data.k": "x" * 2000}},
+        ):
+            await client.send(t="sub", id=2, s=2, **many)
+            error = await client.expect("err")
+            assert (error["id"], error["code"], error["retry"]) == (2, "limit", True)
+            assert "in all subscriptions together" in error["msg"]
+        await client.send(t="unsub", id=3, s=1)
+        await client.expect("ok")
+        await client.send(t="sub", id=4, s=2, types=[f"b{number}" for number in range(100)])
+        assert (await client.expect("subbed"))["id"] == 4
+    async with start(config=config) as running:
+        status, why = await running.refused("?types=" + ",".join(f"c{number}" for number in range(101)))
+        assert status == 400
+        assert "at most 100 patterns" in why
+
+
+async def test_nothing_is_subscribed_before_the_token_is_judged(start: Start) -> None:
+    async with start(token="secret") as running:
+        for query in ("?types=>&queue=65536", "?run=A", "?types=task*"):
+            async with running.watch(query):
+                await trio.sleep(0.02)
+                assert running.bus.stats()["subscribers"] == []
+
+
+async def test_a_subscription_that_waits_for_its_token_counts_from_the_handshake(start: Start) -> None:
+    async with start(token="secret") as running:
+        running.publish(3)
+        async with running.watch("?types=task.*") as client:
+            running.publish(2)
+            await client.send(t="hello", token="secret")
+            await client.expect("welcome")
+            subbed = await client.expect("subbed")
+            assert (subbed["from"], subbed["resumed"], subbed["asked"]) == (3, True, None)
+            assert [event["o"] for event in await client.events(2)] == [4, 5]
+        async with running.watch("?run=A") as client:
+            await client.send(t="hello", token="secret")
+            for kind in ("welcome", "subbed"):
+                await client.expect(kind)
+            assert [event["o"] for event in await client.events(5)] == [1, 2, 3, 4, 5]
+        async with running.watch("?types=task*") as client:
+            await client.send(t="hello", token="secret")
+            await client.expect("welcome")
+            assert (await client.expect("err"))["code"] == "bad-subscription"
+
+
+async def test_ipv6_is_served_as_ipv4_is(start: Start) -> None:
+    async with start(host="::1") as running:
+        assert running.address.url == f"http://[::1]:{running.address.port}/"
+        async with running.http() as client:
+            page = await client.get("/")
+            assert page.status_code == 200
+            own = {"Origin": running.address.url.rstrip("/")}
+            assert (await client.post("/", headers=own)).status_code == 405
+        # trio-websocket's client writes the address without its brackets into Host.
+        async with open_websocket_url(f"ws://[::1]:{running.address.port}/ws?types=task.*") as socket:
+            with trio.fail_after(PATIENCE):
+                assert json.loads(await socket.get_message())["t"] == "welcome"
