@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from omniactors.actors.cell import Cell
 from omniactors.actors.mailbox import Mailbox, MailboxQueue
-from omniactors.actors.messages import HandlerTable, become_table, build_table, definer_namespace
+from omniactors.actors.messages import HandlerTable, become_table, build_table
 from omniactors.actors.notices import MessagesLost
 from omniactors.actors.refs import ActorRef
 from omniactors.actors.replies import ReplyHandle
@@ -54,7 +54,7 @@ class Actor(Generic[M_contra]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Build the handler table; raises TypeError for a handler that cannot work."""
         super().__init_subclass__(**kwargs)
-        cls.__handlers__ = build_table(cls, definer_namespace())
+        cls.__handlers__ = build_table(cls)
 
     @classmethod
     def __child_source__(cls) -> ChildSource:
@@ -233,7 +233,14 @@ class ActorChild:
         if self._prepare is not None:
             self._prepare(actor)
         queues = [self.queue] if self._shared is None else [self.queue, self._shared()]
-        cell = Cell(cast("ActorHooks", actor), queues, self._cls.__handlers__, status=status, snapshots=self._snapshots)
+        cell = Cell(
+            cast("ActorHooks", actor),
+            queues,
+            self._cls.__handlers__,
+            status=status,
+            grace=slot.spec.shutdown,
+            snapshots=self._snapshots,
+        )
         ref = cast("ActorRef[Any]", slot.ref)
         actor.__attach__(ActorContext(slot, ref, cell))
         try:
@@ -247,6 +254,7 @@ class ActorChild:
                     await cell.run(ref, actor.__lane__())
         finally:
             await cell.finish()
+            cell.forget()
 
     @property
     def queue(self) -> MailboxQueue:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
+from omniactors.actors.rules import escaping_part
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -29,8 +31,8 @@ class Background:
         if self._is_over:
             raise RuntimeError(f"{self._path} has ended: nothing can be started in its name")
         scope = trio.CancelScope(shield=True)
-        self._scopes[scope] = None
         self._nursery.start_soon(self._run, scope, report, work, *args, name=f"{self._path} (background)")
+        self._scopes[scope] = None  # not before: in a thread without trio the line above raises
 
     async def finish(self) -> None:
         """Cancel what still runs and wait for its end; the wait itself cannot be cancelled."""
@@ -46,8 +48,10 @@ class Background:
         try:
             with scope:
                 result = outcome.Value(await work(*args))
-        except Exception as error:  # noqa: BLE001 -- the actor is told, whatever it is
+        except BaseException as error:
             # Around the scope: what comes with a cancellation, in one group, is told from it only there.
+            if escaping_part(error) is not None:
+                raise
             result = outcome.Error(error)
         finally:
             del self._scopes[scope]

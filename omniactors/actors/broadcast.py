@@ -185,9 +185,4 @@ class Part(Ask):
         if self.task is None:
             return
         self.task = None
-        if self in self.queue.senders:
-            del self.queue.senders[self]
-        elif self in self.queue.messages:
-            self.queue.messages.remove(self)
-            self.queue.taken += 1
-            self.queue.admit()
+        self.queue.withdraw(self)

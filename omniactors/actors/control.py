@@ -18,7 +18,7 @@ import trio
 from omniactors.actors import notices
 from omniactors.actors.commands import Command, StartCommand, StopCommand
 from omniactors.actors.keeper import Keeper
-from omniactors.actors.mailbox import Parker
+from omniactors.actors.lanes import Parker
 from omniactors.actors.roster import Roster
 from omniactors.actors.rules import ExitReason, restart_group, should_restart
 from omniactors.errors import (

@@ -10,6 +10,7 @@ from omniactors.actors.rules import ExitReason, Ignore, crash_part, escaping_par
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
 
 class Incarnation:
@@ -26,6 +27,7 @@ class Incarnation:
         "asked",
         "before_end",
         "by_itself",
+        "crash",
         "expected",
         "for_restart",
         "ignored",
@@ -62,6 +64,8 @@ class Incarnation:
         self.killed = False
         self.expected = False
         """Whether its end is the supervisor's doing, and so no reason to restart anything."""
+        self.crash: BaseException | None = None
+        """What it is ending of, whatever else happens at its end."""
         self.by_itself = False
         """Whether it ended before its end was expected."""
         self.for_restart = False
@@ -110,6 +114,11 @@ class Incarnation:
         else:
             self.scope.cancel("its supervisor stops it")
 
+    def end_within(self, seconds: float, crash: BaseException | None = None) -> None:
+        """The child ends by itself, and cleans up: cancelled after so many seconds. A `crash` stays the reason."""
+        self.crash = crash
+        self.scope.deadline = min(self.scope.deadline, trio.current_time() + seconds)
+
     def abort(self) -> None:
         """Cancel the start of a child that is not ready; idempotent."""
         if self.reason is None:
@@ -156,10 +165,19 @@ class Incarnation:
     @trio.lowlevel.enable_ki_protection
     def _end(self, error: BaseException | None) -> None:
         self.by_itself = not self.expected
+        if self.scope.cancelled_caught and trio.current_time() >= self.scope.deadline:
+            self.killed = True
+            if self.crash is not None:
+                self.crash.add_note("what it did at its end took longer than its grace time, and was cancelled")
+        if self.crash is not None and crash_part(error) is None:
+            error = self.crash
+        self.crash = None
         if isinstance(crash_part(error), Ignore) and not self.is_started:
             self.ignored = True
             error = None
         self.reason = exit_reason(error, asked=self.asked, killed=self.killed)
+        if self.reason.error is not None and escaping_part(self.reason.error) is None:
+            self.reason.error.__traceback__ = _own_part(self.reason.error.__traceback__)
         self.on_stop = self.on_kill = self.task = self.nursery = None
         if self.before_end is not None:
             self.before_end()
@@ -174,3 +192,12 @@ class Incarnation:
         on_settled, self.on_settled = self.on_settled, None
         if on_settled is not None:
             on_settled()
+
+
+def _own_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the child's own code on, or else its last step: our frames would keep all else alive."""
+    while trace is not None and trace.tb_next is not None:
+        if trace.tb_frame.f_globals.get("__package__") != __package__:
+            break
+        trace = trace.tb_next
+    return trace

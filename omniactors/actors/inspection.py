@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
+from omniactors.actors.lanes import Lane
 from omniactors.actors.mailbox import Ask
 from omniactors.actors.refs import ActorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import CodeType
 
     from omniactors.actors.mailbox import MailboxQueue
@@ -96,8 +97,8 @@ class ChildInfo:
         return "\n".join(_lines(self, "", ""))
 
 
-def describe_child(slot: Slot, code: CodeType) -> ChildInfo:
-    """What the child of `slot` is doing; `code` is that of the loop that takes messages."""
+def describe_child(slot: Slot, loops: Sequence[CodeType]) -> ChildInfo:
+    """What the child of `slot` is doing; `loops` are the code of what takes messages and has them handled."""
     place, now = slot.place, trio.current_time()
     queue = slot.ref.queue if isinstance(slot.ref, ActorRef) else None
     nested: ChildInfo | None = slot.value.tree() if slot.child.kind == "supervisor" and slot.value is not None else None
@@ -111,7 +112,7 @@ def describe_child(slot: Slot, code: CodeType) -> ChildInfo:
         failed=slot.crashes,
         history=tuple(PastExit(now - at, incarnation, reason) for at, incarnation, reason in slot.history),
         mailbox=_mailbox(queue) if queue is not None else None,
-        handling=_message_in_hand(slot, code) if slot.is_actor else None,
+        handling=_message_in_hand(slot, loops) if slot.is_actor else None,
         waits_for=place.waits_for.path if place.waits_for is not None else None,
         waiting=now - place.since if is_waiting else None,
         stack=slot.run.stack() if slot.run is not None else (),
@@ -139,13 +140,15 @@ def _mailbox(queue: MailboxQueue) -> MailboxInfo:
     )
 
 
-def _message_in_hand(slot: Slot, code: CodeType) -> str | None:
+def _message_in_hand(slot: Slot, loops: Sequence[CodeType]) -> str | None:
     """The type of the message in hand, read from the loop's frame: to note it would cost every message."""
     task = slot.run.task if slot.run is not None else None
     frames = [frame for frame, _ in task.iter_await_frames()] if task is not None else []
     for loop, _handler in pairwise(frames):
-        if loop.f_code is code:
-            message = loop.f_locals.get("message")
+        if loop.f_code in loops:
+            message, lane = loop.f_locals.get("message"), loop.f_locals.get("lane")
+            if isinstance(lane, Lane):
+                return lane.describe(message)
             return type(message.message if isinstance(message, Ask) else message).__name__
     return None
 

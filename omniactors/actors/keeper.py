@@ -121,6 +121,7 @@ class Keeper:
             raise
         finally:
             self._report_end(slot, run)
+            running_child.set(None)  # lest the task and its context keep each other
 
     def _report_end(self, slot: Slot, run: Incarnation) -> None:
         self._release(slot)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
 import outcome
 import trio
 
+from omniactors.actors.lanes import Source
 from omniactors.actors.rules import check_choice
 from omniactors.errors import ActorStopped, MailboxFull
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from omniactors.actors.lanes import Parker
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.waiting import Place
     from omniactors.errors import DeadlockError
@@ -39,36 +42,6 @@ class Mailbox:
         if isinstance(self.capacity, bool) or not isinstance(self.capacity, int) or self.capacity < 1:
             raise ValueError(f"Mailbox.capacity must be an integer of at least 1, not {self.capacity!r}")
         check_choice("Mailbox.overflow", self.overflow, Overflow)
-
-
-class Parker:
-    """Where one idle task sleeps; waking it twice, or while it is awake, is harmless."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether the task sleeps here now."""
-        return self._task is not None
-
-    def park(self) -> Awaitable[None]:
-        """Sleep until `wake`, when awaited, at once. Cancellable; always yields to the scheduler."""
-        self._task = trio.lowlevel.current_task()
-        return trio.lowlevel.wait_task_rescheduled(self._abort)  # noqa: ASYNC105 -- awaited by the caller, one frame less for every idle actor
-
-    def wake(self) -> None:
-        """Wake the task, if it sleeps."""
-        task = self._task
-        if task is not None:
-            self._task = None
-            trio.lowlevel.reschedule(task)
-
-    def _abort(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Ask:
@@ -133,7 +106,16 @@ class Waiting:
             self.sender.go_on()
 
 
-class MailboxQueue:
+class Batch:
+    """How many messages one actor has taken since they were added up last: twice as quick as adding up each."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+
+class MailboxQueue(Source):
     """The queue behind a `Mailbox`. Lives as long as its slot, so it outlasts a restart.
 
     Several actors may work from one queue (a pool). Senders that wait for room are served in the
@@ -142,8 +124,9 @@ class MailboxQueue:
 
     __slots__ = (
         "_closed",
-        "_idle",
         "_reason",
+        "_taken",
+        "batches",
         "config",
         "controls",
         "dropped",
@@ -154,42 +137,54 @@ class MailboxQueue:
         "place",
         "senders",
         "stashed",
-        "taken",
+        "thread",
         "token",
     )
 
     def __init__(self, config: Mailbox, place: Place, on_lost: Callable[[int], None]) -> None:
+        super().__init__()
         self.config = config
         self.place = place
         """Where the queue stands in the wait-for graph: at its actor, or at its pool."""
         self.messages: deque[object] = deque()
         self.limit = config.capacity
         """Below this many messages one may be appended with nothing else to do: 0 when somebody is to be woken."""
-        self.taken = 0
-        """Messages that were taken out, to be handled or not."""
+        self._taken = 0
+        self.batches: list[Batch] = []
+        """Of those who take messages now."""
         self.dropped = 0
-        # Lists, since nearly all stay empty, and an empty deque takes 700 bytes more of every actor.
-        self.stashed: tuple[object, ...] = ()
+        # Made when they are first needed: nearly all stay empty, and an empty deque takes 700 bytes of every actor.
+        self.stashed: deque[object] | tuple[()] = ()
         """Messages that their actor put aside; they take room as if they were queued."""
-        self.controls: tuple[Ask, ...] = ()
+        self.controls: dict[Ask, None] | tuple[()] = ()
         """Requests to the runtime about the actor: ahead of all messages, and not bounded."""
         self.on_control: Callable[[], None] | None = None
         """Tells the running actor that there is a control."""
         self.token: trio.lowlevel.TrioToken | None = None
         """The trio run that the actor lives in."""
+        self.thread = get_ident()
+        """The thread of that run: no other may touch the queue."""
         self.on_lost = on_lost
         """Told how many messages were thrown away because the actor ended."""
         self._closed = False
         self._reason: ExitReason | None = None
         self.senders: OrderedDict[Ask | Waiting, None] = OrderedDict()
         """Who waits for room, in the order in which they came."""
-        # Ordered, so that the actor that has been idle longest is woken first.
-        self._idle: dict[Parker, None] = {}
 
     @property
     def path(self) -> str:
         """Whose queue it is."""
         return self.place.path
+
+    @property
+    def taken(self) -> int:
+        """How many messages were taken out, to be handled or not."""
+        return self._taken + sum(batch.taken for batch in self.batches)
+
+    def count(self, batch: Batch) -> None:
+        """Add up what was taken in a batch, which begins anew."""
+        self._taken += batch.taken
+        batch.taken = 0
 
     @property
     def accepted(self) -> int:
@@ -208,11 +203,20 @@ class MailboxQueue:
         """
         if self._closed:
             raise self.stopped(message.message if isinstance(message, Ask) else message)
+        self.check_thread()
         if self.is_full and not self._make_room(message):
             return
         self.messages.append(message)
         if self._idle:
-            self._wake_one()
+            self.wake_one()
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but that of the actor's trio run."""
+        if get_ident() != self.thread:
+            raise RuntimeError(
+                f"{self.path} runs in another thread, so this call has changed nothing: "
+                "use ref.from_thread.tell() or ref.from_thread.ask()"
+            )
 
     async def wait_for_room(self, message: object, sender: Place | None) -> None:
         """Append `message` as soon as there is room.
@@ -253,7 +257,7 @@ class MailboxQueue:
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             ask.give_up()
-            self._withdraw(ask)
+            self.withdraw(ask)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
@@ -268,15 +272,20 @@ class MailboxQueue:
                 self.messages.append(waiting.message)
                 waiting.finish(outcome.Value(None))
             if self._idle:
-                self._wake_one()
+                self.wake_one()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether messages are queued."""
+        return bool(self.messages)
 
     def add_idle(self, parker: Parker) -> None:
-        """Let `parker` be woken by the next message."""
+        """See `Source`."""
         self._idle[parker] = None
         self._set_limit()
 
     def discard_idle(self, parker: Parker) -> None:
-        """Forget `parker`; harmless when it is not known."""
+        """See `Source`."""
         if parker in self._idle:
             del self._idle[parker]
             self._set_limit()
@@ -286,6 +295,7 @@ class MailboxQueue:
         self._closed = False
         self._reason = None
         self.token = trio.lowlevel.current_trio_token()
+        self.thread = get_ident()
         self.unstash()
         self._set_limit()
 
@@ -293,8 +303,8 @@ class MailboxQueue:
         """Take no more messages; those that are queued stay. Waiting senders get ActorStopped."""
         self._closed = True
         self._set_limit()
-        senders, self.senders = self.senders, OrderedDict()
-        for waiting in senders:
+        while self.senders:
+            waiting, _ = self.senders.popitem(last=False)
             waiting.finish(outcome.Error(self.stopped(waiting.message)))
 
     def close(self, reason: ExitReason) -> None:
@@ -316,13 +326,16 @@ class MailboxQueue:
             raise TypeError(f"{self.path} is a pool: its actors are controlled one by one")
         if ask.asker is not None:
             ask.asker.wait_for(self.place, ask.fail)
-        self.controls += (ask,)
+        if not isinstance(self.controls, dict):
+            self.controls = {}
+        self.controls[ask] = None
         if self.on_control is not None:
             self.on_control()
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             ask.give_up()
-            self.controls = tuple(control for control in self.controls if control is not ask)
+            if isinstance(self.controls, dict):
+                self.controls.pop(ask, None)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
@@ -330,18 +343,20 @@ class MailboxQueue:
     def take_controls(self) -> tuple[Ask, ...]:
         """The controls that wait, which wait no longer."""
         controls, self.controls = self.controls, ()
-        return controls
+        return tuple(controls)
 
     def stash(self, message: object) -> None:
         """Put a message that was taken aside; it keeps its room."""
-        self.taken -= 1
-        self.stashed += (message,)
+        self._taken -= 1
+        if not isinstance(self.stashed, deque):
+            self.stashed = deque()
+        self.stashed.append(message)
         self._set_limit()
 
     def unstash(self) -> None:
         """Put what was put aside back in front, in its order."""
-        self.messages.extendleft(reversed(self.stashed))
-        self.stashed = ()
+        stashed, self.stashed = self.stashed, ()
+        self.messages.extendleft(reversed(stashed))
         self._set_limit()
 
     def clear(self) -> None:
@@ -350,7 +365,7 @@ class MailboxQueue:
         self.unstash()
         while self.messages:
             message = self.messages.popleft()
-            self.taken += 1
+            self._taken += 1
             if isinstance(message, Ask):
                 message.fail(self.stopped(message.message))
             else:
@@ -359,11 +374,6 @@ class MailboxQueue:
             self.admit()
         if lost:
             self.on_lost(lost)
-
-    def pass_on(self) -> None:
-        """Wake another actor for what is queued: the one that was woken for it leaves instead."""
-        if self.messages and self._idle:
-            self._wake_one()
 
     def stopped(self, message: object) -> ActorStopped:
         """The error for a `message` that can no longer be delivered."""
@@ -378,13 +388,12 @@ class MailboxQueue:
         if overflow == "drop_newest":
             victim = message
         elif self.stashed:
-            victim, *rest = self.stashed
-            self.stashed = tuple(rest)
-            self.taken += 1
+            victim = self.stashed.popleft()
+            self._taken += 1
             self._set_limit()
         else:
             victim = self.messages.popleft()
-            self.taken += 1
+            self._taken += 1
         if isinstance(victim, Ask):
             error = MailboxFull(self.path, victim.message, self.config.capacity)
             if victim is message:
@@ -392,35 +401,32 @@ class MailboxQueue:
             victim.fail(error)
         return overflow != "drop_newest"
 
-    def _withdraw(self, ask: Ask) -> None:
+    def withdraw(self, ask: Ask) -> None:
         """Take `ask` out, wherever it waits; harmless when its handler has begun."""
         if ask in self.senders:
             del self.senders[ask]
             return
-        if ask in self.stashed:
-            self.stashed = tuple(message for message in self.stashed if message is not ask)
+        if _remove(self.messages, ask) or _remove(self.stashed, ask):
+            self._taken += 1
             self._set_limit()
-        else:
-            try:
-                self.messages.remove(ask)
-            except ValueError:
-                return
-        self.taken += 1
-        self.admit()
+            self.admit()
 
     def _fail_ask(self, ask: Ask, error: DeadlockError) -> None:
-        self._withdraw(ask)
+        self.withdraw(ask)
         ask.fail(error)
 
     def _fail_sender(self, waiting: Waiting, error: DeadlockError) -> None:
         self.senders.pop(waiting, None)
         waiting.finish(outcome.Error(error))
 
-    def _wake_one(self) -> None:
-        parker = next(iter(self._idle))
-        del self._idle[parker]
-        self._set_limit()
-        parker.wake()
-
     def _set_limit(self) -> None:
         self.limit = 0 if self._closed or self._idle else self.config.capacity - len(self.stashed)
+
+
+def _remove(waiting: deque[object] | tuple[()], ask: Ask) -> bool:
+    """Take `ask` out; False when it is not there. Not `deque.remove`, which calls what messages have for `==`."""
+    for index, message in enumerate(waiting):
+        if message is ask and isinstance(waiting, deque):
+            del waiting[index]
+            return True
+    return False

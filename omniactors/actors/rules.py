@@ -94,11 +94,16 @@ def crash_part(error: BaseException | None) -> BaseException | None:
     return None if isinstance(error, trio.Cancelled) else error
 
 
+ESCAPING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
+"""What no supervisor may keep: it ends a run, not a handler. Other libraries' BaseExceptions, asyncio's CancelledError
+above all, are errors like any other."""
+
+
 def escaping_part(error: BaseException) -> BaseException | None:
     """What of `error` no supervisor may keep: cancellations, KeyboardInterrupt, SystemExit."""
     if isinstance(error, BaseExceptionGroup):
-        return error.split(Exception)[1]
-    return None if isinstance(error, Exception) else error
+        return error.split(ESCAPING)[0]
+    return error if isinstance(error, ESCAPING) else None
 
 
 def should_restart(restart: RestartType, reason: ExitReason) -> bool:

@@ -122,6 +122,7 @@ class Slot:
         self.incarnation += 1
         self.state = "starting"
         self.ready_at = None
+        self.reason = None  # it holds the frames of what crashed
         self.place.begin()
         self.run = Incarnation()
         self.child.run_begins()

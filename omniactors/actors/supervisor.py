@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 
 import trio
 
-from omniactors.actors.cell import MESSAGE_LOOP
+from omniactors.actors.cell import MESSAGE_LOOPS
 from omniactors.actors.commands import ActionCommand, StartCommand, StopCommand
 from omniactors.actors.control import Control
 from omniactors.actors.inspection import ChildInfo, describe_child
@@ -222,7 +222,7 @@ class Supervisor:
 
     def inspect_slot(self, slot: Slot) -> ChildInfo:
         """As `ChildRef.inspect`, by slot."""
-        return describe_child(slot, MESSAGE_LOOP)
+        return describe_child(slot, MESSAGE_LOOPS)
 
     def places(self) -> list[Place]:
         """Where the children stand in the wait-for graph, in start order."""

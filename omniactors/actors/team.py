@@ -7,17 +7,19 @@ come and go while messages are queued: what waits for one that leaves goes to th
 from __future__ import annotations
 
 import math
+from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
 
 import outcome
 import trio
 
-from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Parker, Waiting
+from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting
 from omniactors.errors import MailboxFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from omniactors.actors.lanes import Parker
     from omniactors.actors.routes import Chooser
     from omniactors.actors.rules import ExitReason
     from omniactors.actors.waiting import Place
@@ -171,6 +173,7 @@ class RoutedQueue(MailboxQueue):
 
     def put_nowait(self, message: object) -> None:
         """As for one mailbox; MailboxFull when the member that the route chose has no room."""
+        self.check_thread()
         self.choose(message).put_nowait(message)
 
     async def wait_for_room(self, message: object, sender: Place | None) -> None:
@@ -216,6 +219,7 @@ class RoutedQueue(MailboxQueue):
         self._closed = False
         self._reason = None
         self.token = trio.lowlevel.current_trio_token()
+        self.thread = get_ident()
         for queue in self._in_order:
             queue.open()
 

@@ -56,5 +56,6 @@ class ThreadRef(Generic[M_contra]):
             raise ActorStopped(self._ref.path, message)
         try:
             return trio.from_thread.run(call, trio_token=self._token)
-        except trio.RunFinishedError as error:
+        except (trio.RunFinishedError, trio.Cancelled) as error:
+            # Cancelled by nothing but the end of the run, in which the call is a task of its own.
             raise ActorStopped(self._ref.path, message) from error

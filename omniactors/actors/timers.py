@@ -69,10 +69,29 @@ class Timers:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else math.inf
 
-    def take_due(self, now: float) -> object | None:
-        """The message of a timer that is due at `now`, None when none is; a beating one is set anew."""
-        if self.next_due() > now:
-            return None
+    def is_due(self) -> bool:
+        """Whether a timer is due now."""
+        return bool(self._due) and self.next_due() <= self._now()
+
+    @property
+    def newest(self) -> int:
+        """The number of the timer that was set last."""
+        return self._number
+
+    def take_due(self, now: float, newest: float = math.inf) -> object | None:
+        """The message of a timer that is due at `now`, None when none is; a beating one is set anew.
+
+        Those with a number above `newest` are passed over.
+        """
+        passed: list[tuple[float, int, _Timer]] = []
+        while self.next_due() <= now and self._due[0][1] > newest:
+            passed.append(heapq.heappop(self._due))
+        found = self._take(now) if self.next_due() <= now else None
+        for entry in passed:
+            heapq.heappush(self._due, entry)
+        return found
+
+    def _take(self, now: float) -> object:
         due, _, timer = heapq.heappop(self._due)
         if timer.interval is None:
             del self._timers[timer.key]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 import trio
 
 from omniactors.actors.actor import Actor
-from omniactors.actors.messages import definer_namespace
+from omniactors.actors.messages import owner_of
 from omniactors.agents.annotations import content_type
 from omniactors.agents.attempt import attempt
 from omniactors.agents.current import event_in_hand
@@ -47,8 +47,11 @@ class Agent(Actor[Any]):
             cls.__options__ = cls.__options__.override(keywords)
         except AgentError as error:
             raise AgentError(f"{cls.__name__}: {error}") from None
-        if "handle" in vars(cls):
-            cls.__content_type__ = content_type(cls, definer_namespace())
+        owner = owner_of(cls, cls.handle)
+        if owner is cls or not issubclass(owner, Agent):
+            cls.__content_type__ = content_type(cls, owner)
+        else:
+            cls.__content_type__ = owner.__content_type__
 
     async def handle(self, event: EventEnvelope[Any]) -> Any:  # noqa: ANN401 -- any JSON value
         """Handle one event; what it returns, any JSON value, is the result of the task.

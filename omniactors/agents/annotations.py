@@ -7,22 +7,21 @@ only the value tells (an abstract type, one that only type checkers import) is l
 from __future__ import annotations
 
 import inspect
-import types
-import typing
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 from msgspec.inspect import CustomType, DictType, type_info
 
+from omniactors.actors.messages import read_annotation
 from omniactors.errors import AgentError
 from omniactors.streams.envelope import EventDecoder, EventEnvelope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 
-def content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN401 -- any type form
-    """The Content of `async def handle(self, event: EventEnvelope[Content])`; Any when it says none.
+def content_type(cls: type[Any], owner: type) -> Any:  # noqa: ANN401 -- any type form
+    """The Content of `async def handle(self, event: EventEnvelope[Content])` in `owner`; Any when it says none.
 
     Raises AgentError for a handler that is none, and for types that no event or result can have.
     """
@@ -34,12 +33,11 @@ def content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN
     parameters = list(inspect.signature(handle).parameters.values())[1:]
     if not parameters or any(parameter.default is parameter.empty for parameter in parameters[1:]):
         raise AgentError(f"{where} takes one argument beside self, the event")
-    names = {**namespace, **vars(cls)}
-    check_returned(handle, where, names)
+    check_returned(handle, where, owner)
     if parameters[0].annotation is inspect.Parameter.empty:
         return Any
     try:
-        hint = _resolved(handle, parameters[0].annotation, names)
+        hint = read_annotation(owner, handle, parameters[0].annotation)
     except NameError as error:
         raise AgentError(
             f"{where}: its annotation cannot be read: {error}; import it at run time too, not for type checkers alone"
@@ -53,13 +51,13 @@ def content_type(cls: type[Any], namespace: dict[str, Any]) -> Any:  # noqa: ANN
     raise AgentError(f"{where} takes an EventEnvelope[Content], not {hint!r}")
 
 
-def check_returned(function: Callable[..., Any], where: str, names: Mapping[str, Any]) -> None:
-    """Raise AgentError when `function` says that it returns what can never be written as JSON."""
+def check_returned(function: Callable[..., Any], where: str, owner: type = object) -> None:
+    """Raise AgentError when `function`, written in the class `owner`, says that it returns what is never JSON."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if annotation is None:
         return
     try:
-        parts = list(_parts(type_info(_resolved(function, annotation, names))))
+        parts = list(_parts(type_info(read_annotation(owner, function, annotation))))
     except Exception:  # noqa: BLE001 -- what cannot be read here is for type checkers alone
         return
     for part in parts:
@@ -100,12 +98,6 @@ def _is_concrete(cls: type) -> bool:
     """Whether JSON never is an instance of it, nor of a class that stands for it."""
     is_open = inspect.isabstract(cls) or getattr(cls, "_is_protocol", False) or cls is object
     return not is_open and not issubclass(cls, (dict, list, tuple, set, frozenset, str, int, float, bytes))
-
-
-def _resolved(function: Callable[..., Any], annotation: object, names: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """One annotation alone: the others may name what only type checkers import."""
-    alone = types.SimpleNamespace(__annotations__={"it": annotation})
-    return typing.get_type_hints(alone, getattr(function, "__globals__", {}), dict(names))["it"]
 
 
 def _parts(info: Any) -> Iterator[msgspec.inspect.Type]:  # noqa: ANN401 -- a type, or a field that has one

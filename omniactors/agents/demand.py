@@ -12,12 +12,13 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from omniactors.actors.lanes import Lane
 from omniactors.streams.backend import Want
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from omniactors.actors.mailbox import Parker
+    from omniactors.actors.lanes import Parker
     from omniactors.agents.agenda import Group
     from omniactors.agents.subscription import Subscription
 
@@ -60,10 +61,11 @@ class Feed:
         return wants
 
 
-class Demand:
+class Demand(Lane):
     """All feeds. It is the router's lane: it gives out work whenever there is a reason to fetch."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.watched: dict[str, int] = {}
         """The topics to wait for, each with the position of the first fetch that drained a group of it."""
         self._feeds: dict[Group, Feed] = {}
@@ -72,12 +74,11 @@ class Demand:
         self._touched: set[str] = set()
         """The topics that changed while the last fetch was on its way."""
         self._next_most = MOST_AGENTS
-        self._idle: dict[Parker, None] = {}
         self.on_idle: Callable[[], None] = _nothing
         """Called when the router has nothing to fetch, and goes to sleep."""
 
     @property
-    def is_ready(self) -> bool:
+    def has_work(self) -> bool:
         """Whether there is something to fetch now."""
         return bool(self._ready)
 
@@ -186,19 +187,13 @@ class Demand:
 
     def add_idle(self, parker: Parker) -> None:
         """Wake the router when there is something to fetch."""
-        self._idle[parker] = None
+        super().add_idle(parker)
         self.on_idle()
-
-    def discard_idle(self, parker: Parker) -> None:
-        """Forget the router."""
-        self._idle.pop(parker, None)
 
     def _consider(self, feed: Feed) -> None:
         if feed.is_hungry:
             self._ready[feed] = None
-            for parker in self._idle:
-                parker.wake()
-            self._idle.clear()
+            self.wake_one()
 
 
 def _nothing() -> None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from omniactors.actors.lanes import Lane
 from omniactors.streams.envelope import EventEnvelope
 from omniactors.streams.settlement import EntryKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from omniactors.actors.mailbox import Parker
 
 RATE_HORIZON = 0.1
 """Seconds of work to hold in memory: enough to hide a fetch, little enough to hand over at a stop."""
@@ -38,7 +37,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     ordering: str | None = None
 
 
-class EventLane:
+class EventLane(Lane):
     """The events that one agent holds. Its instances pull; events of one ordering key wait for each other.
 
     `held` counts every event from its fetch to its settlement: waiting here, being handled, being
@@ -46,6 +45,7 @@ class EventLane:
     """
 
     def __init__(self, capacity: int, concurrency: int, on_room: Callable[[], None]) -> None:
+        super().__init__()
         self.capacity = capacity
         self.held = 0
         self.handling = 0
@@ -58,7 +58,6 @@ class EventLane:
         self._on_room = on_room
         self._queue: deque[Delivery] = deque()
         self._busy: dict[str, deque[Delivery]] = {}
-        self._idle: dict[Parker, None] = {}
         self._suspect: Delivery | None = None
         self._is_exclusive = False
         self._seconds: float | None = None
@@ -108,7 +107,12 @@ class EventLane:
         self.held += 1
         self._suspect = delivery
         self._is_exclusive = True
-        self._wake_one()
+        self.wake_one()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there may be an event to take."""
+        return bool(self._queue) or (self._suspect is not None and self.held == 1)
 
     def take(self) -> Delivery | None:
         """The next event whose ordering key is free, or None."""
@@ -122,6 +126,10 @@ class EventLane:
             self.handling += 1
             return delivery
         return self._take_suspect() if self._is_exclusive else None
+
+    def describe(self, item: object) -> str:
+        """The event of a delivery."""
+        return f"event {item.event.id} of {item.event.topic}" if isinstance(item, Delivery) else super().describe(item)
 
     def handled(self, delivery: Delivery, seconds: float | None) -> None:
         """The handler is done with an event that was taken; the next one of its key may go.
@@ -140,14 +148,14 @@ class EventLane:
                 # Those behind it go back in front of the queue, where they came from.
                 self._queue.extendleft(reversed(waiting))
                 self._queue.appendleft(first)
-                self._wake_one()
+                self.wake_one()
 
     def settled(self, count: int, now: float) -> None:
         """`count` events are written, or given back; there is room for others. `now` is in seconds of any clock."""
         self.held -= count
         self._measure(count, now)
         if self._suspect is not None:
-            self._wake_one()
+            self.wake_one()
         elif self.held == 0:
             self._is_exclusive = False
         if self.credit:
@@ -177,14 +185,6 @@ class EventLane:
         self._queue.clear()
         self._busy.clear()
 
-    def add_idle(self, parker: Parker) -> None:
-        """Wake this instance when there is an event for it."""
-        self._idle[parker] = None
-
-    def discard_idle(self, parker: Parker) -> None:
-        """Forget this instance."""
-        self._idle.pop(parker, None)
-
     def _take_suspect(self) -> Delivery | None:
         if self._suspect is None or self.held > 1:
             return None
@@ -196,13 +196,7 @@ class EventLane:
 
     def _enqueue(self, delivery: Delivery) -> None:
         self._queue.append(delivery)
-        self._wake_one()
-
-    def _wake_one(self) -> None:
-        if self._idle:
-            parker = next(iter(self._idle))
-            del self._idle[parker]
-            parker.wake()
+        self.wake_one()
 
     def _measure(self, count: int, now: float) -> None:
         self._settled_since += count

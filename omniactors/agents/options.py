@@ -183,7 +183,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise AgentError(f"callback must be a function, not {self.callback!r}")
         if inspect.isgeneratorfunction(self.callback) or inspect.isasyncgenfunction(self.callback):
             raise AgentError(f"callback must return its result, and {self.callback!r} is a generator: it yields")
-        check_returned(self.callback, f"callback {tool_name(self.callback)}", {})
+        check_returned(self.callback, f"callback {tool_name(self.callback)}")
         if not isinstance(self.config, SubscriptionConfig):
             raise AgentError(f"config must be a SubscriptionConfig, not {self.config!r}")
         if isinstance(self.tools, str) or not isinstance(self.tools, Sequence):

@@ -192,7 +192,7 @@ class Router(Actor[Any]):
     async def _watch(self) -> None:
         """Wait for changes in the topics that are drained, and for what is due, and say so."""
         while True:
-            if self._demand.is_ready:
+            if self._demand.has_work:
                 # What changed is fetched now, and drained by that, mostly: then it is watched with the rest.
                 await self._stepped.wait()
             self._watched = dict(self._demand.watched)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import trio
 
-from omniactors.actors.mailbox import Parker
+from omniactors.actors.lanes import Parker
 from omniactors.agents.lane import EventLane
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, BackendRefused, BackendUnusable

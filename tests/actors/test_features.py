@@ -1010,7 +1010,7 @@ async def test_a_control_that_nobody_waits_for_is_forgotten(autojump_clock: trio
         for _ in range(3):
             with trio.move_on_after(1):
                 await ref.get_state()
-        assert ref.queue.controls == ()
+        assert not ref.queue.controls
 
 
 async def test_background_work_that_talks_to_its_stopping_actor_is_no_crash(

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from omniactors import Mailbox
-from omniactors.actors.mailbox import Parker
+from omniactors.actors.lanes import Parker
 from omniactors.agents.demand import MOST_AGENTS, Demand
 from omniactors.agents.lane import QUANTUM, Delivery
 from omniactors.agents.options import AgentOptions
@@ -113,10 +113,10 @@ def test_room_that_comes_during_the_fetch_that_drains_a_group_is_no_reason_to_fe
     subscription = agent(demand, "a")
     (want,) = demand.take() or []
     demand.room(subscription)
-    assert demand.is_ready
+    assert demand.has_work
     assert demand.drained(want, 1)
     demand.fetched([want])
-    assert not demand.is_ready
+    assert not demand.has_work
 
 
 def test_the_router_is_heard_of_when_it_finds_nothing_to_fetch_after_all() -> None:
@@ -124,9 +124,9 @@ def test_the_router_is_heard_of_when_it_finds_nothing_to_fetch_after_all() -> No
     subscription = agent(demand, "a")
     fetch(demand, brings={("a", "a"): 4})
     heard: list[bool] = []
-    demand.on_idle = lambda: heard.append(demand.is_ready)
+    demand.on_idle = lambda: heard.append(demand.has_work)
     subscription.lane.settled(4, 0.0)
-    assert demand.is_ready
+    assert demand.has_work
     subscription.lane.is_closed = True
     assert demand.take() is None
     demand.add_idle(Parker())
@@ -179,7 +179,7 @@ def test_who_stands_beside_a_delayed_entry_is_soon_left_alone() -> None:
         # Each fetch tells a time for all its groups together, and the delayed entry is a3's.
         demand.due(line)
         fetches = []
-        while demand.is_ready:
+        while demand.has_work:
             fetches.append([(want.topic, want.agent) for want in fetch(demand)])
         (line,) = [groups for groups in fetches if ("a3", "a3") in groups]
         sizes.append(len(line))
@@ -206,7 +206,7 @@ def calls_of_a_change(agents: int) -> int:
     demand = Demand()
     for number in range(agents):
         agent(demand, f"a{number}")
-    while demand.is_ready:
+    while demand.has_work:
         fetch(demand)
     calls = 0
 
