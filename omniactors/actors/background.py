@@ -32,7 +32,7 @@ class Background:
             raise RuntimeError(f"{self._path} has ended: nothing can be started in its name")
         scope = trio.CancelScope(shield=True)
         self._nursery.start_soon(self._run, scope, report, work, *args, name=f"{self._path} (background)")
-        self._scopes[scope] = None  # not before: in a thread without trio the line above raises
+        self._scopes[scope] = None  # not before: the line above may raise, and then there is nothing to wait for
 
     async def finish(self) -> None:
         """Cancel what still runs and wait for its end; the wait itself cannot be cancelled."""

@@ -89,6 +89,7 @@ class BroadcastQueue(RoutedQueue):
         if queue is not None:
             turn_away(queue)
             queue.refuse()
+            self.inherit(queue)
             self.struck.append(queue)
 
     def help_out(self, idle: MemberQueue) -> None:

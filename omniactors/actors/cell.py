@@ -202,6 +202,7 @@ class Cell:
 
     def start_soon(self, work: Work, args: tuple[Any, ...], then: Callable[[Outcome[Any]], object] | None) -> None:
         """Run background work; its outcome comes back as the message that `then` makes of it."""
+        self._queues[0].check_thread()
         if self._background is None:
             if self._status.nursery is None:
                 raise RuntimeError("background work can be started while the actor runs")
@@ -240,7 +241,8 @@ class Cell:
         return ask
 
     def check_handled(self, message: object) -> None:
-        """Raise UnhandledMessage unless the actor has a handler for the message."""
+        """Raise UnhandledMessage unless the actor has a handler for the message; RuntimeError in a wrong thread."""
+        self._queues[0].check_thread()
         if not self._table.accepts(type(message)):
             raise UnhandledMessage(self._queues[0].path, message, self._table.names)
 

@@ -92,7 +92,7 @@ class PoolRef(ActorRef[M_contra]):
         of_one = super().statistics()
         counts: dict[str, Any] = {field.name: getattr(of_one, field.name) for field in fields(of_one)}
         counts["queued"] = sum(len(queue.messages) for queue in queues)
-        counts["dropped"] = sum(queue.dropped for queue in queues)
+        counts["dropped"] = sum(queue.dropped for queue in {self._crew.team, *queues})
         counts["waiting_senders"] = any(queue.senders for queue in queues)
         return PoolStatistics(**counts, size=self.size, members=self._crew.members())
 

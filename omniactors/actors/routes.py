@@ -157,13 +157,14 @@ def chooser(route: Route, key: Key | None, below: Callable[[int], int]) -> Choos
 def key_hash(key: Hashable) -> int:
     """64 bits of `key`; for str, bytes and int the same in every process. Raises TypeError when it has no hash.
 
-    Equal keys have equal hashes.
+    Equal keys have equal hashes: a str that has another idea of `==`, and so of its hash, goes by that.
     """
-    if isinstance(key, str):
+    hashed, by = hash(key), type(key).__hash__
+    if isinstance(key, str) and by is str.__hash__:
         return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-    if isinstance(key, bytes):
+    if (isinstance(key, bytes) and by is bytes.__hash__) or isinstance(key, memoryview):
         return int.from_bytes(blake2b(key, digest_size=8, key=b"bytes").digest(), "big")
-    return _mix(hash(key) & _MASK)
+    return _mix(hashed & _MASK)
 
 
 def jump(seed: int, buckets: int) -> int:

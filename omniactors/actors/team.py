@@ -243,8 +243,8 @@ class RoutedQueue(MailboxQueue):
 
     @property
     def accepted(self) -> int:
-        """How many messages were ever let in by those who are members now."""
-        return sum(queue.accepted for queue in self._in_order)
+        """How many messages were ever let in."""
+        return self._taken + sum(queue.accepted for queue in self._in_order)
 
     def begin_life(self, size: int, /) -> None:
         """See `Team`; what waits for members that the new life does not have goes to those it has."""
@@ -284,6 +284,12 @@ class RoutedQueue(MailboxQueue):
             turn_away(queue)
             self.take_over(take_all(queue))
             queue.refuse()
+            self.inherit(queue)
+
+    def inherit(self, queue: MemberQueue) -> None:
+        """Count as its own what a queue has counted whose member leaves."""
+        self._taken += queue.accepted
+        self.dropped += queue.dropped
 
     def gone(self, number: int, queue: MailboxQueue) -> None:
         """See `Team`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +118,27 @@ def test_equal_keys_have_equal_hashes_and_text_the_same_one_in_every_process() -
     assert key_hash(7) == 0x63CBE1E459320DD7
     with pytest.raises(TypeError):
         key_hash([])  # type: ignore[arg-type]
+
+
+def test_keys_that_are_equal_in_their_own_way_have_equal_hashes() -> None:
+    class Folded(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and self.casefold() == other.casefold()
+
+        def __hash__(self) -> int:
+            return hash(self.casefold())
+
+    class Color(StrEnum):
+        RED = "red"
+
+    assert Folded("User") == Folded("uSER")
+    assert key_hash(Folded("User")) == key_hash(Folded("uSER"))
+    assert key_hash(Color.RED) == key_hash("red")
+    assert key_hash(memoryview(b"ab")) == key_hash(b"ab")
+    assert key_hash(Decimal(1)) == key_hash(Fraction(1)) == key_hash(1)
+    assert key_hash((1, "a")) == key_hash((True, "a"))
 
 
 def test_the_key_is_an_attribute_or_a_function() -> None:
