@@ -222,6 +222,10 @@ class EnvelopeError(OmniActorsError, ValueError):
     """An event that cannot be published: empty topic, reserved name, bad field."""
 
 
+_PATH = 120
+"""Characters of a path that a sentence has room for."""
+
+
 class ContentError(EnvelopeError):
     """The content is no JSON value; `path` says where, as in `$.items[2]`."""
 
@@ -231,7 +235,8 @@ class ContentError(EnvelopeError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"content is not JSON at {self.path}: {self.why}"
+        path = self.path if len(self.path) <= _PATH else f"{self.path[: _PATH // 2]}...{self.path[-_PATH // 2 :]}"
+        return f"content is not JSON at {path}: {self.why}"
 
 
 class EventTooLarge(EnvelopeError):

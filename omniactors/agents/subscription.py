@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from omniactors.agents.lane import Delivery, EventLane
 from omniactors.errors import AgentError, EntryError
-from omniactors.streams.envelope import EventDecoder
+from omniactors.streams.envelope import EventDecoder, glimpse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,11 +92,11 @@ class Subscription:
 
 
 def readable(entry: Entry) -> EventEnvelope[Any] | None:
-    """The event of an entry that its agent could not read, if it is an event at all."""
+    """The event of an entry that its agent could not read, at least whose it is, so that its waiters can be told."""
     try:
         return _ANY.decode(entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1)
     except EntryError:
-        return None
+        return glimpse(entry.body, topic=entry.key.topic, attempts=entry.attempts + 1)
 
 
 _ANY: EventDecoder[Any] = EventDecoder()

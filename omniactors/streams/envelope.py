@@ -20,6 +20,7 @@ from datetime import time as dt_time
 from decimal import Decimal
 from enum import Enum
 from ipaddress import ip_address
+from itertools import islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from omniactors.errors import ContentError, EntryError, EnvelopeError
 from omniactors.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 Content = TypeVar("Content")
 
@@ -41,6 +42,12 @@ INTERNAL_PREFIX = "omni."
 
 MAX_HOST = 253
 """Characters of a host's name, as DNS has it."""
+
+MAX_DEPTH = 500
+"""How deeply content may be nested: below what every reader of it bears, Python's stack of 1,000 frames among them."""
+
+_WRAPPING = 8
+"""How much deeper the runtime's own events may be, which carry results inside."""
 
 IDS_AT_ONCE = 64
 
@@ -238,10 +245,15 @@ def check_content(value: object, path: str = "$") -> None:
     times, UUIDs, decimals, bytes. A model that can `model_dump(mode="json")`, as pydantic's, has the form
     that it dumps. NaN and the infinities have none (RFC 8259, section 6).
     """
+    _check_within(MAX_DEPTH, value, path)
+
+
+def _check_within(room: int, value: object, path: str = "$") -> None:
+    """As `check_content`, for what may be nested so deeply."""
     if type(value) in _PLAIN:
         return
     try:
-        _check(value, path)
+        _check(value, path, room)
     except ContentError:
         raise
     except RecursionError:
@@ -254,43 +266,52 @@ _PLAIN = frozenset({str, bool, int, type(None)})
 """Types whose every value is a JSON value; looked for by exact type, before a path is spelled out."""
 
 
-def _check(value: object, path: str) -> None:
+def _check(value: object, path: str, room: int) -> None:
     kind = type(value)
     if kind is dict or isinstance(value, dict):
+        room = _deeper(room, path)
         for key, item in value.items():  # type: ignore[attr-defined]
             if not isinstance(key, str):
                 raise ContentError(path, f"the key {key!r} is a {type(key).__name__}, and keys are strings")
             if type(item) not in _PLAIN:
-                _check(item, f"{path}.{key}")
+                _check(item, f"{path}.{key}", room)
     elif kind is list or kind is tuple:
+        room = _deeper(room, path)
         for index, item in enumerate(value):  # type: ignore[arg-type]
             if type(item) not in _PLAIN:
-                _check(item, f"{path}[{index}]")
+                _check(item, f"{path}[{index}]", room)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ContentError(path, f"{value!r} has no form in JSON")
     else:
-        _check_other(value, path)
+        _check_other(value, path, room)
 
 
-def _check_other(value: object, path: str) -> None:
+def _deeper(room: int, path: str) -> int:
+    if room <= 0:
+        raise ContentError(path, f"it is nested more than {MAX_DEPTH} deep, or holds itself")
+    return room - 1
+
+
+def _check_other(value: object, path: str, room: int) -> None:
     """What is no JSON value itself: subclasses, and what has a form in JSON all the same."""
     if isinstance(value, list | tuple | set | frozenset):
-        _check(list(value), path)
+        _check(list(value), path, room)
     elif isinstance(value, Enum):
-        _check(value.value, path)
+        _check(value.value, path, room)
     elif isinstance(value, Decimal):
         if not value.is_finite():
             raise ContentError(path, f"{value!r} has no form in JSON")
     elif not isinstance(value, _LEAVES):
         fields = _fields_of(value)
         if fields is not None:
+            room = _deeper(room, path)
             for name in fields:
                 item = getattr(value, name, msgspec.UNSET)
                 if item is not msgspec.UNSET:
-                    _check(item, f"{path}.{name}")
+                    _check(item, f"{path}.{name}", room)
         elif _can_dump(value):
-            _check(_dumped(value, path), path)
+            _check(_dumped(value, path), path, room)
         else:
             hint = "; it was not awaited" if inspect.isawaitable(value) else ""
             raise ContentError(path, f"{kind_name(value)} is no JSON value{hint}")
@@ -382,7 +403,8 @@ def check_event(event: WireEvent[Any]) -> None:
 
 def write_event(event: WireEvent[Any]) -> bytes:
     """An event that was checked, as it is written to a stream; raises ContentError when its content is no JSON."""
-    check_content(event.content)
+    is_internal = event.topic is not None and event.topic.startswith(INTERNAL_PREFIX)
+    _check_within(MAX_DEPTH + _WRAPPING if is_internal else MAX_DEPTH, event.content)
     return encode_json(event)
 
 
@@ -451,3 +473,57 @@ class EventDecoder(Generic[Content]):
         except Exception as error:  # the type of the content may run code of users, which may raise anything
             kind = "" if isinstance(error, msgspec.MsgspecError | EnvelopeError) else f"{type(error).__name__}: "
             raise EntryError(f"the entry is no event that this agent can read: {kind}{error}") from error
+
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}:,]')
+
+_MOST_TOKENS = 1_000_000
+"""After so many nothing more is looked for: it would hold up everybody."""
+
+_GLIMPSED = frozenset({"task_id", "correlation_id", "causation_id", "tenant_id", "webhook"})
+
+
+def glimpse(body: bytes, *, topic: str, attempts: int) -> EventEnvelope[Any] | None:
+    """What can be told of an entry that is no event: whose it is, without its content; None without a task id.
+
+    It may be cut off, nested too deeply or of wrong types: only texts at its top level are looked at.
+    """
+    found = {name: text for name, text in _top_level_texts(body) if name in _GLIMPSED and text}
+    task_id, webhook = found.pop("task_id", ""), found.pop("webhook", None)
+    try:
+        if webhook is not None:
+            check_webhook(webhook)
+    except EnvelopeError:
+        webhook = None
+    if not task_id.strip():
+        return None
+    payload = PayloadBase(content=None, webhook=webhook)
+    return EventEnvelope(
+        topic=topic,
+        payload=payload,
+        id=task_id,
+        tenant_id=found.get("tenant_id"),
+        correlation_id=found.get("correlation_id"),
+        causation_id=found.get("causation_id"),
+        delivery_attempts=attempts,
+    )
+
+
+def _top_level_texts(body: bytes) -> Iterator[tuple[str, str]]:
+    """The members of an object whose values are texts, by name."""
+    depth, before, name = 0, b"", ""
+    for match in islice(_TOKEN.finditer(body), _MOST_TOKENS):
+        token = match[0]
+        if token in b"[{":
+            depth += 1
+        elif token in b"]}":
+            depth -= 1
+        elif depth == 1 and token[:1] == b'"':
+            try:
+                text = msgspec.json.decode(token, type=str)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                text = ""
+            if before == b":" and name:
+                yield name, text
+            name = text if before in (b"{", b",") else ""
+        before = token

@@ -168,7 +168,7 @@ class DeadLetterContract:
         assert letter.original_stream == f"omni-stream:{TOPIC}"
         assert letter.failed_message == {"content": 1, "extra": "kept"}
         assert (letter.body, letter.body_encoding) == ('{"content": 1, "extra": "kept"}', "utf-8")
-        assert letter.error.startswith("no ")
+        assert letter.error.startswith("ValueError: no ")
         assert letter.error.endswith(" good")
         assert (letter.reason, letter.error_type, letter.traceback) == ("handler-error", "ValueError", "Traceback ...")
         assert (letter.attempts, letter.retry_count) == (4, 3)
