@@ -243,10 +243,6 @@ def test_a_pydantic_model_goes_in_and_out() -> None:
         decode(b'{"content": {"number": "x"}}', invoice)
 
 
-ring: list[object] = []
-ring.append(ring)
-
-
 @pytest.mark.parametrize(
     ("content", "path"),
     [
@@ -265,7 +261,6 @@ ring.append(ring)
         (Model({"a": float("inf")}), "$.a"),
         ([Model(5)], "$[0]"),
         (Untold(), "$"),
-        (ring, "$"),
         ("\ud800", "$"),
         ({"\ud800": 1}, "$"),
     ],
