@@ -493,7 +493,7 @@ class AgentRuntime:
             return
         if not self._is_on_roster(member):
             return
-        member.outage = None
+        member.outage = member.error = None
         member.up_since = trio.current_time()
         member.subscription.lane.is_closed = False
         await self._persist(lambda: self._enroll([member]))

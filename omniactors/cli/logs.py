@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from omniactors.cli.exits import expected_error
 from omniactors.redaction import redact
+from omniactors.tracebacks import user_traceback
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -15,20 +18,29 @@ if TYPE_CHECKING:
     SystemExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
+LEAST_WIDTH = 20
+"""Columns below which a line is not broken any further."""
+
+
 class PlainFormatter(logging.Formatter):
     """One line a record; a traceback follows where it helps: not for an error whose sentence says it all."""
 
     def __init__(self, who: str) -> None:
         super().__init__("%(asctime)s " + who + "%(levelname)s %(message)s", datefmt="%H:%M:%S")
+        self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and what follows, without passwords."""
-        return redact(super().format(record))
+        """The line, and what follows, without passwords; on a terminal the line is broken between words."""
+        line, *rest = redact(super().format(record)).split("\n")
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns
+            line = textwrap.fill(line, max(width, LEAST_WIDTH), subsequent_indent="  ", break_on_hyphens=False)
+        return "\n".join([line, *rest])
 
     def formatException(self, ei: SystemExcInfo) -> str:  # noqa: N802 -- the name that logging calls
-        """The traceback, or nothing for an error of our own."""
+        """The traceback from the user's own frames on, or nothing for an error of our own."""
         error = ei[1]
-        return "" if error is not None and expected_error(error) else super().formatException(ei)
+        return "" if error is None or expected_error(error) else user_traceback(error).rstrip()
 
 
 class StartFilter(logging.Filter):

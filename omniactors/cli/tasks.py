@@ -233,7 +233,7 @@ def _missing(fate: Fate) -> str:
     where = ", ".join(
         f"{place.state} at {place.topic}" + (f" for {place.agent}" if place.agent else "") for place in fate.places
     )
-    return f"{head} yet, it is pending: {where}" + (f"; {fate.hint}" if fate.hint else "")
+    return f"{head} yet, it is pending: {where}"
 
 
 def _document(fate: Fate) -> dict[str, object]:

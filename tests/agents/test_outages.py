@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 import trio
 import trio.lowlevel
 
@@ -15,13 +16,11 @@ from omniactors.agents import runtime
 from omniactors.errors import BackendUnusable
 from omniactors.settings import MemoryUrl, RedisUrl, SqliteUrl
 from tests.agents.support import Watcher, eventually, in_memory, until, watching
-from tests.redis_server import fresh_prefix
+from tests.redis_server import RedisServer, fresh_prefix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
-
-    from tests.redis_server import RedisServer
 
 
 class Poke:
@@ -229,3 +228,33 @@ async def test_a_store_that_cannot_be_used_at_the_first_start_is_an_error_at_onc
     monkeypatch.setattr(backend, "report", refuse)
     with trio.fail_after(5), pytest.raises(BackendUnusable, match="user name and password"):
         await omni.run()
+
+
+async def test_a_rotation_of_the_password_ends_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer(tmp_path, password="one") as server:
+        omni = OmniActors(settings=Settings(backend=RedisUrl(server.url, "redis://here"), lease=3.0))
+        omni.add(Steady)
+        with trio.fail_after(40):
+            async with omni:
+                assert await omni.wait_result(await omni.publish("steady", 1)) == 1
+                with redis.Redis(port=server.port, password="one") as client:
+                    client.config_set("requirepass", "two")
+                    client.client_kill_filter(_type="normal", skipme=True)
+                    await until(lambda: "does not accept the user name and password" in caplog.text)
+                    await trio.sleep(0.5)
+                    client.config_set("requirepass", "one")
+
+                async def is_taken() -> bool:
+                    try:
+                        return bool(await omni.publish("steady", 2))
+                    except BackendUnusable:
+                        return False
+
+                await eventually(is_taken)
+                assert await omni.wait_result(await omni.publish("steady", 3)) == 3
+                assert (await omni.health()).status == "ok"
+            wrong = RedisUrl(server.url.replace("one", "two"), "redis://here")
+            omni = OmniActors(settings=Settings(backend=wrong))
+            omni.add(Steady)
+            with pytest.raises(BackendUnusable, match="does not accept the user name and password"):
+                await omni.run()
