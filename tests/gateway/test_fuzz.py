@@ -365,6 +365,7 @@ async def test_a_client_may_vanish_at_every_byte(end: Literal["reset", "finish",
                 lambda task_status: serve(bus, routes=ROUTES, config=CONFIG, task_status=task_status)
             )
             await trio.testing.wait_all_tasks_blocked()
+            alive = count_alive()  # of other tests, whose tracebacks are kept
             files, tasks = count_files(), trio.lowlevel.current_statistics().tasks_living
             limit = trio.CapacityLimiter(20)
 
@@ -378,6 +379,7 @@ async def test_a_client_may_vanish_at_every_byte(end: Literal["reset", "finish",
                 clients.start_soon(one, GOOD)
             while trio.lowlevel.current_statistics().tasks_living > tasks:  # noqa: ASYNC110 -- tasks of the gateway's own
                 await trio.sleep(0.01)
-            assert (count_files(), count_alive()) == (files, 0)
+            assert count_files() == files
+            assert count_alive() <= alive
             assert bus.stats()["subscribers"] == []
             nursery.cancel_scope.cancel()
