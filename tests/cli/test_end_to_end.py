@@ -186,6 +186,20 @@ def test_an_unknown_task_exits_1(cli: Cli) -> None:
     assert document == {"task_id": "none", "status": "unknown", "result": None, "state": "unknown"}
 
 
+async def test_a_hangup_stops_in_order_and_hurries_nobody(folder: Path) -> None:
+    async with running(folder, "agents.py") as runner:
+        published = await command(folder, "task", "publish", "-t", "patient", "-c", "1", "-f", "json")
+        await wait_for(folder / "started")
+        runner.process.send_signal(signal.SIGHUP)
+        await runner.logged("stopping: waiting for 1 running task")
+        runner.process.send_signal(signal.SIGHUP)  # as a terminal says it when it is closed
+        await trio.sleep(0.1)
+        (folder / "go").touch()
+        assert await runner.ended() == 0
+    done = await command(folder, "task", "result", "--task-id", published.document()["task_id"])
+    assert (done.code, done.stdout) == (0, '"finished"\n')
+
+
 async def test_one_signal_waits_for_the_running_task(folder: Path) -> None:
     async with running(folder, "agents.py") as runner:
         published = await command(folder, "task", "publish", "-t", "patient", "-c", "1", "-f", "json")

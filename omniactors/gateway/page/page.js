@@ -15,6 +15,7 @@ const state = {
   socket: null, epoch: null, offset: null, tries: 0, serial: 0, timer: null,
   live: false, afresh: false, newest: 0, received: 0, missed: 0, unknownLoss: false, second: 0, rates: new Array(60).fill(0),
   events: [], waiting: [], seen: new Map(), paused: false, busy: false, types: [], find: "", scheduled: false,
+  down: new Map(),
 };
 
 // -- connection ---------------------------------------------------------------------------------
@@ -109,7 +110,17 @@ function take(frame) {
   }
 }
 
+// What gave up stays on view until it runs again; whoever looks later learns of it at its next try, within a minute.
+function outage({ event_type, data }) {
+  if (event_type === "agent.down") state.down.set(data.agent, data.reason);
+  else if (event_type !== "agent.started" || !state.down.delete(data.agent)) return;
+  const agents = [...state.down].map(([agent, reason]) => `${agent} (${reason})`);
+  $("down").textContent = `Given up: ${agents.join(", ")}`;
+  $("down").hidden = agents.length === 0;
+}
+
 function count(event) {
+  outage(event);
   if (state.live) state.second += 1;
   if (event.o <= state.newest) return; // counted already, or from before one looked
   state.newest = Math.max(state.newest, event.o);
