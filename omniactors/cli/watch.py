@@ -111,20 +111,25 @@ def watch(
 
 def _address(gateway: Gateway, query: str) -> str:
     """The WebSocket that a gateway's URL leads to; raises CommandError."""
-    parts = urlsplit(gateway.url)
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.netloc:
+    try:
+        parts = urlsplit(gateway.url)
+        place = parts.netloc if parts.hostname and parts.port != 0 else ""
+        scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    except ValueError:  # brackets that are not closed, a port that is none
+        place, scheme = "", None
+    if scheme is None or not place:
         raise CommandError(f"--url must be http://HOST:PORT or https://HOST:PORT, not {gateway.url!r}", ExitCode.USAGE)
-    return f"{scheme}://{parts.netloc}/ws?{query}"
+    return f"{scheme}://{place}/ws?{query}"
 
 
 async def _follow(asked: _Asked, gateway: Gateway) -> None:
     """Print events until the gateway says good-bye; raises CommandError when it cannot be reached or vanishes."""
     headers = [(b"authorization", b"Bearer " + asked.token.encode())] if asked.token else None
+    address = _address(gateway, asked.query)
     at = f"the gateway at {gateway}"
     try:
         async with open_websocket_url(
-            _address(gateway, asked.query),
+            address,
             extra_headers=headers,
             max_message_size=MAX_MESSAGE,
             connect_timeout=CONNECT_SECONDS,

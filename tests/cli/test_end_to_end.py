@@ -8,6 +8,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import trio
 
@@ -224,6 +225,32 @@ async def test_a_second_signal_stops_at_once_and_the_task_comes_again(folder: Pa
     async with running(folder, "agents.py"):
         done = await command(folder, "task", "result", "--task-id", published.document()["task_id"], "--wait", "20")
     assert (done.code, done.stdout) == (0, '"finished"\n')
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_gateway_on_ipv6_and_behind_a_name(folder: Path, workers: str) -> None:
+    options = (
+        "--listen",
+        "[::1]:0",
+        "--allowed-host",
+        "omni.lan",
+        "--allowed-host",
+        "omni_watch",
+        "--workers",
+        workers,
+    )
+    async with running(folder, "agents.py", *options) as runner:
+        url = runner.document["gateway"]
+        assert url.startswith("http://[::1]:")
+        async with httpx.AsyncClient(trust_env=False) as client:
+            hosts = ("omni.lan", "omni_watch:80", url.removeprefix("http://").rstrip("/"), "evil.example")
+            found = [(await client.get(url, headers={"host": host})).status_code for host in hosts]
+        assert found == [200, 200, 200, 403]
+        for given in (url, url.rstrip("/")):
+            async with started(folder, "watch", "--url", given, "--types", "task.published", "-f", "json") as watch:
+                await watch.logged("watching [::1]:")
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.ended() == 0
 
 
 async def test_watch_finds_the_gateway_by_itself_and_ends_with_it(folder: Path) -> None:

@@ -109,7 +109,10 @@ async def test_a_gateway_that_goes_away_without_a_word_exits_3(tmp_path: Path) -
     assert done.stderr.count("Traceback") == 0
 
 
-@pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:1", 3), ("nothing", 2), ("ftp://host", 2)])
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("http://127.0.0.1:1", 3), ("nothing", 2), ("ftp://host", 2), ("http://[::1", 2), ("http://h:x", 2)],
+)
 def test_a_url_that_leads_nowhere_is_told_in_a_sentence(cli: Cli, url: str, code: int) -> None:
     done = cli("watch", "--url", url)
     assert (done.code, done.stdout) == (code, "")
