@@ -81,6 +81,9 @@ class Content:
 
 
 def test_a_mixins_handlers_are_read_in_its_own_module_and_class(library: Any) -> None:
+    class Start:
+        """Of this function, as the one of the module is another too."""
+
     class Service(library.Lifecycle, Actor[Any]):
         pass
 

@@ -104,12 +104,17 @@ async def test_a_pools_message_does_not_wait_for_a_timers_handler(autojump_clock
     log: dict[Work, float] = {}
     async with open_supervisor() as sup:
         two = await sup.start_child(pool(Member, log, size=2, shutdown=0))
-        one, _other = await crew_of(two)
-        one.tell_nowait(SetTimer(1.0))
-        await trio.sleep(1.0)
-        two.tell_nowait(Work(SHORT))
-        await trio.sleep(SHORT)
-        assert log[Work(SHORT)] == 1.0
+        one, other = await crew_of(two)
+        for number in range(10):  # trio shuffles who is first of those that are due together
+            due = trio.current_time() + 1
+            one.tell_nowait(SetTimer(1))
+            await trio.testing.wait_all_tasks_blocked()
+            other.tell_nowait(Work(0, breaks=False))  # so that the first has slept longer
+            await trio.sleep_until(due)
+            two.tell_nowait(Work(SHORT + number))
+            await trio.sleep_until(due + LONG)
+            assert log[Work(SHORT + number)] == due
+            await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_a_pools_message_does_not_wait_for_a_suspended_member(autojump_clock: MockClock) -> None:
@@ -252,7 +257,7 @@ async def quietly(call: Callable[[], Awaitable[object]]) -> None:
 
 
 @given(st.lists(STEPS, max_size=25))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_no_message_waits_while_a_member_sleeps(steps: list[tuple[str, float, float]]) -> None:
     async def main() -> None:
         async with open_supervisor() as sup, trio.open_nursery() as nursery:
@@ -260,6 +265,7 @@ def test_no_message_waits_while_a_member_sleeps(steps: list[tuple[str, float, fl
                 pool(Member, {}, size=2, intensity=Intensity(1_000_000, 1.0), shutdown=SHORT, name="pool")
             )
             storm = Storm(two, nursery)
+            await storm.step("wait", 0.0)
             for step in steps:
                 await storm.step(*step)
             await storm.step("wait", 1.0)
