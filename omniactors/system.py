@@ -275,6 +275,7 @@ class OmniActors:
         tasks finish as well; elsewhere the process ends by that signal, as soon as this has stopped.
         Raises ChildStartError when an agent cannot start, GaveUp when the system failed too often.
         """
+        require_trio()
         settings = self.settings.with_gateway(listen=listen, token=token, allowed_hosts=allowed_hosts)
         scope, heard = trio.CancelScope(), list[int]()
 
