@@ -242,16 +242,105 @@ print(len(children), len(ids) - len(set(ids)), 1 + len(ids) - trio.run(stored))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_forked_children_of_a_busy_publisher_lose_nothing(url: str) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("not yet")
+SERVED_BY_THE_PARENT = """
+import os, sys, threading
+import trio
+from omniactors import Agent, EventEnvelope, OmniActors
+
+omni = OmniActors(sys.argv[1])
+ready, stop = threading.Event(), threading.Event()
+
+class Double(Agent, topic="double"):
+    async def handle(self, event: EventEnvelope[int]) -> int:
+        return event.payload.content * 2
+
+async def serve():
+    async with omni:
+        ready.set()
+        while not stop.is_set():
+            await trio.sleep(0.01)
+            await omni.publish("beside", 1)
+
+async def ask(number):
+    with trio.fail_after(20):
+        return await omni.wait_result(await omni.publish("double", number))
+
+omni.add(Double)
+thread = threading.Thread(target=trio.run, args=(serve,), daemon=True)
+thread.start()
+assert ready.wait(20)
+children = []
+for number in range(5):
+    if (pid := os.fork()) == 0:
+        os._exit(trio.run(ask, number) == 2 * number and trio.run(ask, number) == 2 * number)
+    children.append(pid)
+    assert trio.run(ask, number) == 2 * number
+assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [1] * 5
+stop.set()
+thread.join(20)
+
+async def own():
+    omni.add(Double)
+    async with omni:
+        assert await ask(7) == 14
+
+if os.fork() == 0:  # a child may run the system itself, beside its parent or after it
+    trio.run(own)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+print("fine")
+"""
+
+OUTLIVES_ITS_PARENT = """
+import os, sys
+import trio
+from omniactors import OmniActors
+
+omni = OmniActors(sys.argv[1])
+trio.run(omni.publish, "kept", "parent")
+reading, writing = os.pipe()
+told, tell = os.pipe()
+if (pid := os.fork()) == 0:
+    trio.run(omni.publish, "kept", "child, before")
+    os.write(tell, b"x")
+    os.read(reading, 1)
+    trio.run(omni.publish, "kept", "child, after")
+    os._exit(0)
+os.read(told, 1)
+trio.run(omni.publish, "kept", "parent again")
+trio.run(omni.shutdown)
+os.write(writing, b"x")
+os.waitpid(pid, 0)
+
+async def stored():
+    return sum(stream.length for stream in await omni.streams.list())
+
+assert trio.run(stored) == 4
+print("fine")
+"""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+
+
+def run_program(program: str, url: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, url],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, url],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.split() == ["20", "0", "0"], "children, ids given twice, acknowledged but not stored"
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("omniactors: ")]
+    assert (lines, done.returncode) == ([], 0)
+    return done.stdout
+
+
+@needs_fork
+def test_forked_children_of_a_busy_publisher_lose_nothing(url: str) -> None:
+    assert run_program(FORKS, url).split() == ["20", "0", "0"], "children, ids given twice, acknowledged but not stored"
+
+
+@needs_fork
+@pytest.mark.parametrize("program", [SERVED_BY_THE_PARENT, OUTLIVES_ITS_PARENT], ids=["served", "outlives"])
+def test_a_forked_child_works_beside_its_parent_and_after_it(url: str, program: str) -> None:
+    assert run_program(program, url) == "fine\n"
 
 
 def test_asyncio_is_told_what_to_do(url: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendBusy, BackendError
+from omniactors.streams.sqlite.forking import Gate
 from omniactors.streams.sqlite.guard import Guard
 from omniactors.streams.sqlite.lock import FileLock
 from omniactors.streams.sqlite.places import file_system, network_warning, refuse_other_names
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _CHECKPOINT_COMMITS: Final = 256
 """Commits after which the write-ahead log is copied into the database."""
+
+_FORK_WAIT: Final = 1.0
+"""Seconds that a fork waits for the file lock, to close the connection under it."""
 
 _log = logging.getLogger("omniactors.streams.sqlite")
 
@@ -51,10 +55,13 @@ class Database:
         self.path = settings.path
         """The file itself: links are followed when it is opened, so that locks and leases have one name."""
         self._on_open = on_open
+        self.gate = Gate(self._let_go)
         self._lock: FileLock | None = None
         self._connection: sqlite3.Connection | None = None
         self._guard: Guard | None = None
         self._was_open = False
+        self._is_let_go = False
+        """Whether it was closed for a fork: what comes next is the same file."""
         self._data_version = -1
         self._commits = 0
 
@@ -77,7 +84,7 @@ class Database:
         if self._lock is None:
             self.path = Path(os.path.realpath(self._settings.path))
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(lock_path(self.path))
+            self._lock = FileLock(lock_path(self.path), self.gate.ajar())
         self._lock.acquire(self._settings.lock_wait if wait is None else wait)
         lock = self._lock
         try:
@@ -135,6 +142,19 @@ class Database:
         if self._lock is not None:
             self._lock.close()
 
+    def _let_go(self) -> None:
+        """Close the connection before a fork; what is in memory stays with the parent."""
+        if self._connection is None or self.path is None:
+            return
+        lock = FileLock(lock_path(self.path))
+        # Who holds it for longer has the database open, so that we are not the last one, with something to finish.
+        with contextlib.suppress(BackendError, OSError):
+            lock.acquire(_FORK_WAIT)
+        self._is_let_go = self._guard is None or self._guard.is_intact()
+        with contextlib.suppress(sqlite3.Error):
+            self._disconnect()
+        lock.close()
+
     def _disconnect(self) -> None:
         """Close the connection. Under the guard's locks SQLite leaves the files alone, whoever has replaced them."""
         if self._connection is not None:
@@ -161,7 +181,9 @@ class Database:
                     raise BackendBusy(f"{self.path} was replaced while it was opened; nothing was written")
                 if (warning := network_warning(self.path, file_system(self.path))) is not None:
                     _log.warning("%s", warning)
-            self._on_open(connection)
+            if not self._is_let_go:
+                self._on_open(connection)
+            self._is_let_go = False
         return self._connection
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from omniactors.errors import BackendBusy
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 if sys.platform == "win32":
@@ -103,10 +104,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class FileLock:
-    """An exclusive lock for one thread, with a bounded wait and the holder's process id in the file."""
+    """An exclusive lock for one thread, with a bounded wait and the holder's process id in the file.
 
-    def __init__(self, path: Path) -> None:
+    `waiting` is a block that is entered while it waits.
+    """
+
+    def __init__(self, path: Path, waiting: AbstractContextManager[None] | None = None) -> None:
         self._path = path
+        self._waiting = contextlib.nullcontext() if waiting is None else waiting
         self._file: _LockFile | None = None
 
     def acquire(self, wait: float) -> None:
@@ -121,12 +126,16 @@ class FileLock:
     def _take(self, wait: float) -> _LockFile:
         file = self._file or _LockFile(self._path, os.O_RDWR | os.O_CREAT)
         self._file = file
-        if not _try_lock(file.fd) and not _Waiter(file).wait(wait):
+        if not _try_lock(file.fd) and not self._waited(file, wait):
             self._file = None  # it belongs to the waiter's thread now
             raise BackendBusy(
                 f"{self._path} was held for more than {wait:g} s by process {self._holder()}; nothing was written"
             )
         return file
+
+    def _waited(self, file: _LockFile, wait: float) -> bool:
+        with self._waiting:
+            return _Waiter(file).wait(wait)
 
     def release(self) -> None:
         """Let the next one in."""

@@ -37,7 +37,13 @@ def connect(path: Path | None, *, synchronous: str, wait: float) -> sqlite3.Conn
         raise BackendUnusable(f"SQLite {wanted} or newer is needed, and this Python has {sqlite3.sqlite_version}")
     if path is not None and path.is_dir():
         raise BackendUnusable(f"{path} is a folder, and the database is a file")
-    connection = sqlite3.connect(path or ":memory:", timeout=wait, isolation_level=None, cached_statements=256)
+    connection = sqlite3.connect(
+        path or ":memory:",
+        timeout=wait,
+        isolation_level=None,
+        cached_statements=256,
+        check_same_thread=False,  # one thread at a time: who forks closes it
+    )
     try:
         _prepare(connection, path, synchronous)
     except BaseException:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from omniactors.streams.backend import Finding, RuntimeRecord, Settled
     from omniactors.streams.settlement import ResultRecord
     from omniactors.streams.sqlite.database import StoreSettings
+    from omniactors.streams.sqlite.forking import Gate
 
 T = TypeVar("T")
 
@@ -56,6 +57,11 @@ class Store:
     @property
     def _path(self) -> Path | None:
         return self._database.path
+
+    @property
+    def gate(self) -> Gate:
+        """Held while the store is at work."""
+        return self._database.gate
 
     @property
     def is_serving(self) -> bool:

@@ -235,12 +235,14 @@ class _Thread:
         while self._stop is None or self._put_off:
             requests = self._drain()
             try:
-                self._work(requests)
-                self._tick()
+                with self._store.gate:
+                    self._work(requests)
+                    self._tick()
             except Exception as error:  # noqa: BLE001 -- all callers depend on this thread: it tells them, and goes on
                 self._fail(requests, error)
             self._answers.send()
-        closed = outcome.capture(self._store.close)
+        with self._store.gate:
+            closed = outcome.capture(self._store.close)
         for request, _ in [*self._topic_watchers, *self._result_watchers]:
             if request.claim():
                 self._answers.add(request, outcome.Error(BackendClosed("the store was closed")))
