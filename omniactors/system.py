@@ -12,9 +12,11 @@ counts for no restart limit.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
+import weakref
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -112,6 +114,8 @@ class OmniActors:
         self._gateway_url: str | None = None
         self._gateway_port: int | None = None
         self._block: AbstractAsyncContextManager[Self] | None = None
+        self._in_parent: object = None
+        _systems.add(self)
 
     @property
     def supervisor(self) -> Supervisor:
@@ -295,6 +299,12 @@ class OmniActors:
             # Who runs us beside other things does not handle it either: it ends the process, as it would without us.
             signal.raise_signal(signal.Signals(heard[0]))
 
+    def forget_run(self) -> None:
+        """Called in a child that was forked: what runs, runs in the parent."""
+        # Kept: whatever ends here would tell the parent's event loop, perhaps by a lock that is taken for ever.
+        self._in_parent = (self._supervisor, self._block) if self._supervisor is not None else self._in_parent
+        self._supervisor = self._block = self._gateway_url = self._gateway_port = None
+
     def stop_now(self) -> None:
         """Drop the grace time of a stop: whatever still runs is cancelled, and will be delivered again."""
         if self._supervisor is not None:
@@ -342,6 +352,11 @@ class OmniActors:
         require_trio()
         if self._supervisor is not None:
             raise OmniActorsError("the system runs already")
+        if self._in_parent is not None:
+            raise OmniActorsError(
+                "this process was forked while the system ran, and has half of it; publish with this OmniActors, "
+                "and make another one to run agents here"
+            )
         tell(settings.describe())
         try:
             async with open_supervisor(
@@ -409,6 +424,18 @@ class OmniActors:
         """Called by the gateway when it listens."""
         self._gateway_url = address.url
         self._gateway_port = address.port
+
+
+_systems: weakref.WeakSet[OmniActors] = weakref.WeakSet()
+
+
+def _forget_runs() -> None:
+    for system in list(_systems):
+        system.forget_run()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_runs)
 
 
 class _Bound:

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,6 +80,7 @@ class EventBus:
         limits = (max_queue_size, history_per_run, max_runs_retained, max_global_subscribers)
         if min(limits) < 1:
             raise ValueError(f"every limit of an EventBus must be at least 1, not {limits}")
+        _arguments[self] = (*limits, source)
         self.epoch: Final = secrets.token_hex(4)
         self.source: Final = source or f"{socket.gethostname()}:{os.getpid()}"
         self._max_queue_size = max_queue_size
@@ -430,6 +432,23 @@ class EventBus:
             overflow=queue.overflow,
             lag=0 if oldest is None else max(0, self._head - oldest + 1),
         )
+
+
+_arguments: weakref.WeakKeyDictionary[EventBus, tuple[int, int, int, int, str]] = weakref.WeakKeyDictionary()
+
+_inherited: list[dict[str, object]] = []
+"""What parents' buses held: kept, since whatever ends in a child would tell the parent's event loop."""
+
+
+def _begin_anew() -> None:
+    """In a child that was forked: a bus has watchers, a past and a name of its own, and nobody is inside."""
+    for bus, (*limits, source) in list(_arguments.items()):
+        _inherited.append(dict(vars(bus)))
+        EventBus.__init__(bus, *limits, source=source)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _pack(item: _Item) -> _Item:

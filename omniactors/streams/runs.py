@@ -55,9 +55,10 @@ class PerRun(Generic[T]):
             self._end(found)
 
     def forked(self) -> None:
-        """Called in the child: there is none of these runs here."""
-        for run in list(self._found):
-            self.over(run)
+        """Called in the child, where none of these runs is; what was made stays, so that nothing of it ends here."""
+        for found in list(self._found.values()):
+            if self._end is not None:
+                self._end(found)
 
     def _begin(self) -> T:
         run = _run()
