@@ -60,8 +60,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._guard: Guard | None = None
         self._was_open = False
-        self._is_let_go = False
-        """Whether it was closed for a fork: what comes next is the same file."""
+        self._let_go_of: os.stat_result | None = None
+        """The file that was closed for a fork, and is to be opened again as if nothing had happened."""
         self._data_version = -1
         self._commits = 0
 
@@ -150,7 +150,8 @@ class Database:
         # Who holds it for longer has the database open, so that we are not the last one, with something to finish.
         with contextlib.suppress(BackendError, OSError):
             lock.acquire(_FORK_WAIT)
-        self._is_let_go = self._guard is None or self._guard.is_intact()
+        if self._guard is None or self._guard.is_intact():
+            self._let_go_of = self.path.stat()
         with contextlib.suppress(sqlite3.Error):
             self._disconnect()
         lock.close()
@@ -181,9 +182,9 @@ class Database:
                     raise BackendBusy(f"{self.path} was replaced while it was opened; nothing was written")
                 if (warning := network_warning(self.path, file_system(self.path))) is not None:
                     _log.warning("%s", warning)
-            if not self._is_let_go:
+            let_go_of, self._let_go_of = self._let_go_of, None
+            if let_go_of is None or self.path is None or not os.path.samestat(let_go_of, self.path.stat()):
                 self._on_open(connection)
-            self._is_let_go = False
         return self._connection
 
 
