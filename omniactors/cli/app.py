@@ -20,6 +20,7 @@ from omniactors.cli.output import (
     Format,
     FormatOption,
     complain,
+    file_of,
     flush_notices,
     forget,
     print_json,
@@ -94,8 +95,13 @@ def info(output: FormatOption = Format.TEXT) -> None:
 def main() -> None:
     """Run the command line and exit; what is expected to fail is told in one sentence on stderr."""
     spell_out()
+    written_to = file_of(sys.stdout)
     try:
         app()
+    except SystemExit:
+        if file_of(sys.stdout) != written_to:  # what shows the help has found that nobody reads it
+            sys.exit(ExitCode.OUTPUT_CLOSED)
+        raise
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except (Exception, BaseExceptionGroup) as error:

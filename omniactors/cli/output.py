@@ -110,6 +110,15 @@ def forget(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def file_of(stream: TextIO | None) -> tuple[int, int] | None:
+    """Which file, pipe or device it is written to; None when that cannot be told."""
+    try:
+        found = os.fstat(stream.fileno()) if stream is not None else None
+    except (OSError, ValueError):
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
 def flush_notices() -> None:
     """Write what stderr still holds, or forget it when nobody reads; else the exit code would become 120."""
     try:

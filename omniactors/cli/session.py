@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -20,7 +21,6 @@ from omniactors.settings import MemoryUrl, SqliteUrl, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from omniactors import OmniActors, Settings
 
@@ -52,9 +52,10 @@ def missing_store(settings: Settings) -> str | None:
 
 def _could_be_made(path: Path) -> bool:
     """Whether there is no such file, but might be; what stands in its way is for the opening of the store to say."""
-    if os.path.lexists(path):
+    real = Path(os.path.realpath(path))
+    if real.exists():
         return False
-    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    folder = next(parent for parent in real.parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -60,7 +60,8 @@ class AgentOperations:
         groups = {(stream.topic, name) for stream in streams for group in stream.groups if group.agent == name}
         groups |= {(record.topic, name) for record in records if record.name == name}
         if not groups:
-            await self._check_known(name)
+            known = {record.name for record in records}
+            raise AgentError(f"there is no agent {check_name(name)!r}{near(name, known)}")
         await self._delete(groups, f"agent {name!r}", dead_letters=dead_letters, force=force)
 
     async def delete_topic(self, topic: str, *, dead_letters: bool = False, force: bool = False) -> int:

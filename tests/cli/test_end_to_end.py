@@ -158,7 +158,13 @@ def test_agents_are_listed_in_every_layout(store: Cli) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("streams", "list"), ("agent", "list"), ("agent", "list", "-f", "table"), ("streams", "list", "-f", "json")],
+    [
+        ("streams", "list"),
+        ("agent", "list"),
+        ("agent", "list", "-f", "table"),
+        ("streams", "list", "-f", "json"),
+        ("--help",),
+    ],
 )
 def test_a_command_ends_quietly_when_nobody_reads_it(shared: Path, arguments: tuple[str, ...]) -> None:
     assert into_closed_pipe(shared, *arguments) == Finished(141, "", "")

@@ -84,6 +84,13 @@ def test_a_command_that_reads_creates_nothing_and_names_the_store(
     assert f"sqlite:///{tmp_path}/.omniactors/omniactors.db" in done.stdout + done.stderr
 
 
+def test_a_link_that_leads_nowhere_is_left_so(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "work.db").symlink_to(tmp_path / "none" / "work.db")
+    for arguments in READING:
+        assert "Traceback" not in cli(*arguments, OMNIACTORS_URL="sqlite:///work.db").stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["work.db"]
+
+
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
 def test_json_is_one_document_whether_it_works_or_not(cli: Cli, arguments: tuple[str, ...]) -> None:
     if arguments == ("watch",):
