@@ -75,9 +75,7 @@ class Subscription:
     def read(self, entry: Entry) -> Delivery | EntryError:
         """The entry as an event to handle, or why it is none."""
         try:
-            event = self._decoder.decode(
-                entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1
-            )
+            event = _decoded(self._decoder, entry)
         except EntryError as error:
             return error
         try:
@@ -94,9 +92,19 @@ class Subscription:
 def readable(entry: Entry) -> EventEnvelope[Any] | None:
     """The event of an entry that its agent could not read, at least whose it is, so that its waiters can be told."""
     try:
-        return _ANY.decode(entry.body, topic=entry.key.topic, entry_id=entry.key.entry_id, attempts=entry.attempts + 1)
+        return _decoded(_ANY, entry)
     except EntryError:
         return glimpse(entry.body, topic=entry.key.topic, attempts=entry.attempts + 1)
+
+
+def _decoded(decoder: EventDecoder[Any], entry: Entry) -> EventEnvelope[Any]:
+    return decoder.decode(
+        entry.body,
+        topic=entry.key.topic,
+        entry_id=entry.key.entry_id,
+        attempts=entry.attempts + 1,
+        deliveries=entry.deliveries,
+    )
 
 
 _ANY: EventDecoder[Any] = EventDecoder()

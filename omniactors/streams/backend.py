@@ -42,12 +42,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `attempts` counts tries that ended with an outcome, before this one; `crashes` counts
     deliveries since then whose owner vanished without any outcome.
+    `deliveries` counts how often it was handed to a consumer, this time included.
     """
 
     key: EntryKey
     body: bytes
     attempts: int = 0
     crashes: int = 0
+    deliveries: int = 1
 
 
 class Fetched(msgspec.Struct, frozen=True, kw_only=True):

@@ -105,8 +105,10 @@ class PayloadBase(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
 class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True):
     """One event: a payload on its way to a topic, with the ids that tie it to others.
 
-    `id` is the task id everywhere. `created_at` is in Unix seconds. `delivery_attempts` counts
-    from 1. Raises EnvelopeError (a ValueError) when made with an empty or reserved topic.
+    `id` is the task id everywhere. `created_at` is in Unix seconds. `delivery_attempts` is the number
+    of this try, from 1: those before it ended with an outcome. `deliveries` counts how often the
+    event was handed to a process, this time included; so it is never less, and more when it was given
+    back, or its process died. Raises EnvelopeError (a ValueError) when made with an empty or reserved topic.
     """
 
     topic: str
@@ -118,6 +120,7 @@ class EventEnvelope(msgspec.Struct, Generic[Content], frozen=True, kw_only=True)
     source: str | None = None
     created_at: float = msgspec.field(default_factory=time.time)
     delivery_attempts: int = 1
+    deliveries: int = 1
 
     def __post_init__(self) -> None:
         """Strip the topic and check what a type cannot say; raises EnvelopeError."""
@@ -451,7 +454,9 @@ class EventDecoder(Generic[Content]):
     def __init__(self, content_type: Any = Any) -> None:  # noqa: ANN401 -- any type form that msgspec reads
         self._decoder = msgspec.json.Decoder(WireEvent[content_type], dec_hook=_read_other)
 
-    def decode(self, body: bytes, *, topic: str, entry_id: str, attempts: int) -> EventEnvelope[Content]:
+    def decode(
+        self, body: bytes, *, topic: str, entry_id: str, attempts: int, deliveries: int = 1
+    ) -> EventEnvelope[Content]:
         """The event in `body`, for its try number `attempts`; raises EntryError with the reason.
 
         What the body leaves out is filled in: the topic of its stream, and an id made from the
@@ -469,6 +474,7 @@ class EventDecoder(Generic[Content]):
                 source=wire.source,
                 created_at=wire.created_at,
                 delivery_attempts=attempts,
+                deliveries=max(attempts, deliveries),
             )
         except Exception as error:  # the type of the content may run code of users, which may raise anything
             kind = "" if isinstance(error, msgspec.MsgspecError | EnvelopeError) else f"{type(error).__name__}: "

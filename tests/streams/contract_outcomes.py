@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from omniactors.errors import BackendError
-from omniactors.streams.backend import AgentRecord, Backend, Want
+from omniactors.streams.backend import AgentRecord, Backend, Entry, Want
 from omniactors.streams.settlement import Dead, EntryKey, ErrorInfo, ResultRecord, Retry, Settlement
 from tests.streams.contract_kit import (
     AGENT,
@@ -272,6 +272,28 @@ class ResultContract:
                     await trio.testing.wait_all_tasks_blocked(0.01)
                     await self.settle_each(backend, record("a", result=1))
                 assert [(one.agent, one.status) for one in found] == [(AGENT, "success")]
+
+    async def test_deliveries_count_hand_outs_and_attempts_tries_with_an_outcome(self, backend: Backend) -> None:
+        await backend.publish(numbered(2))
+        async with serving(backend):
+
+            async def counts(number: int) -> list[Entry]:
+                entries = (await fetch_when_due(backend)).entries
+                assert len(entries) == number
+                seen.append([(entry.deliveries, entry.attempts) for entry in entries])
+                return entries
+
+            seen: list[list[tuple[int, int]]] = []
+            first, second = await counts(2)
+            await backend.release([first.key])
+            (first,) = await counts(1)
+            await settle_all(backend, [first], retry=Retry(after=0.0, attempts=1))
+            (first,) = await counts(1)
+            await backend.release([first.key, second.key])
+            await counts(2)
+            assert seen == [[(1, 0), (1, 0)], [(2, 0)], [(3, 1)], [(4, 1), (2, 0)]]
+        async with serving(backend):
+            assert [(entry.deliveries, entry.attempts) for entry in await fetch(backend)] == [(5, 1), (3, 0)]
 
     async def test_of_two_ends_of_one_entry_the_first_counts(self, backend: Backend) -> None:
         await backend.publish(numbered(2))

@@ -184,7 +184,7 @@ class Checks:
         assert letter.original_id == self.entry_ids[own.item.serial]
         error = own.dead.error
         assert (letter.reason, letter.error_type) == (own.dead.reason, error.type)
-        assert (letter.error, letter.traceback) == (error.message, error.traceback)
+        assert (letter.error, letter.traceback) == (error.text, error.traceback)
         assert (letter.attempts, letter.retry_count) == (own.dead.attempts, max(own.dead.attempts - 1, 0))
         if self._subject.has_clock:
             assert abs(letter.failed_at - own.failed_at) < TOLERANCE

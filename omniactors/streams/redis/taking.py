@@ -74,9 +74,9 @@ def read_answer(want: Want, answer: list[Any], consumer: str) -> Taken:
 
 def _retried(want: Want, rows: list[Any], consumer: str) -> Iterator[Entry]:
     for entry_id, fields, tries in rows:
-        attempts, crashes = tries.split()
+        attempts, crashes, deliveries = map(int, tries.split())
         key = EntryKey(want.topic, want.agent, entry_id.decode(), consumer)
-        yield Entry(key=key, body=body_of(fields), attempts=int(attempts), crashes=int(crashes))
+        yield Entry(key=key, body=body_of(fields), attempts=attempts, crashes=crashes, deliveries=deliveries)
 
 
 def _new(want: Want, rows: list[Any], consumer: str) -> Iterator[Entry]:

@@ -48,7 +48,8 @@ _STEPS: Final = {
                    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
             FROM json_each(NEW.rows) WHERE true
             ON CONFLICT (grp, entry) DO UPDATE SET consumer = excluded.consumer, attempts = excluded.attempts,
-                crashes = excluded.crashes, due = excluded.due, lane = NULL, stage = NULL;
+                crashes = excluded.crashes, due = excluded.due, lane = NULL, stage = NULL,
+                deliveries = deliveries + (pending.consumer IS NULL AND excluded.consumer IS NOT NULL);
     """,
     "marked": """
         UPDATE pending SET lane = coalesce(json_extract(value, '$[2]'), lane), stage = json_extract(value, '$[3]')

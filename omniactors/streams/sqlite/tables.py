@@ -152,7 +152,12 @@ ALTER TABLE grp ADD COLUMN served REAL;
 gave up and why, which of those somebody wants to be tried again (`wanted`), and when a group was last known to be
 served."""
 
-STEPS: Final = (_FIRST, _SECOND, _THIRD)
+_FOURTH: Final = """
+ALTER TABLE pending ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 1;
+"""
+"""How often an entry was handed to a consumer."""
+
+STEPS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """The n-th leads from version n - 1 to version n."""
 
 SCHEMA_VERSION: Final = len(STEPS)

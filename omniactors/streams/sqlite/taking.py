@@ -33,14 +33,14 @@ _LEAST_INLINE: Final = 1 << 10
 
 _HANDED: Final = """
 SELECT * FROM (
-    SELECT {want}, pending.grp, pending.entry, 2, pending.attempts, pending.crashes, entry.body
+    SELECT {want}, pending.grp, pending.entry, 2, pending.attempts, pending.crashes, deliveries, entry.body
     FROM pending INDEXED BY pending_stage CROSS JOIN entry ON entry.id = pending.entry
     WHERE pending.grp = ? AND pending.stage = 2 AND pending.consumer = ? ORDER BY pending.entry LIMIT ?)
 """
 
 _FREE: Final = """
 SELECT * FROM (
-    SELECT {want}, pending.grp, pending.entry, 0, pending.attempts, pending.crashes, entry.body
+    SELECT {want}, pending.grp, pending.entry, 0, pending.attempts, pending.crashes, deliveries + 1, entry.body
     FROM pending CROSS JOIN entry ON entry.id = pending.entry
     WHERE pending.grp = ? AND pending.consumer IS NULL AND pending.due <= ?
     ORDER BY pending.due, pending.entry LIMIT ?)
@@ -48,14 +48,14 @@ SELECT * FROM (
 
 _NEW: Final = """
 SELECT * FROM (
-    SELECT {want}, grp.id, entry.id, 1, 0, 0, entry.body
+    SELECT {want}, grp.id, entry.id, 1, 0, 0, 1, entry.body
     FROM grp CROSS JOIN entry ON entry.topic = grp.topic AND entry.id > grp.cursor AND entry.only IS NULL
     WHERE grp.id = ? ORDER BY entry.id LIMIT ?)
 """
 
 _NEW_WITH_REPLAYED: Final = """
 SELECT * FROM (
-    SELECT {want}, grp.id, entry.id, 1, 0, 0, entry.body
+    SELECT {want}, grp.id, entry.id, 1, 0, 0, 1, entry.body
     FROM grp CROSS JOIN entry ON entry.id IN (
         SELECT id FROM (SELECT id FROM entry WHERE topic = grp.topic AND id > grp.cursor AND only IS NULL
                         ORDER BY id LIMIT ?)
@@ -111,6 +111,7 @@ class _Found(msgspec.Struct, frozen=True, array_like=True):
     kind: int
     attempts: int
     crashes: int
+    deliveries: int
     body: str | None
 
 
@@ -212,7 +213,7 @@ def _own(scene: Scene, want: Want, found: _Found, program: Program) -> None:
 def _entry(connection: sqlite3.Connection, scene: Scene, want: Want, found: _Found) -> Entry:
     body = found.body.encode() if found.body is not None else _read_body(connection, found.entry)
     key = EntryKey(want.topic, want.agent, show_id(found.entry), scene.consumer or "")
-    return Entry(key=key, body=body, attempts=found.attempts, crashes=found.crashes)
+    return Entry(key=key, body=body, attempts=found.attempts, crashes=found.crashes, deliveries=found.deliveries)
 
 
 def _select(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share]) -> list[_Found]:
@@ -245,9 +246,9 @@ def _query(connection: sqlite3.Connection, scene: Scene, shares: Sequence[_Share
         elif share.fresh:
             terms.append(_NEW.format(want=number))
             parameters += grp, share.fresh
-    columns = f"want, grp, entry, kind, attempts, crashes, {body}"
+    columns = f"want, grp, entry, kind, attempts, crashes, deliveries, {body}"
     statement = (
-        f"WITH found (want, grp, entry, kind, attempts, crashes, body) AS ({'UNION ALL'.join(terms)}) "  # noqa: S608 -- made of constants and numbers
+        f"WITH found (want, grp, entry, kind, attempts, crashes, deliveries, body) AS ({'UNION ALL'.join(terms)}) "  # noqa: S608 -- made of constants and numbers
         f"SELECT CAST(json_group_array(json_array({columns})) AS BLOB) FROM found"
     )
     (answer,) = connection.execute(statement, parameters).fetchone()

@@ -1,7 +1,7 @@
 -- Take entries. {client, number, consumer, its lease in ms, wants}, a want is {topic, agent, credit, limit or -1, 1 if ordered}
 -- Answers nil when the consumer is not (or no more) registered, else for each want
 -- {1 if paused, 1 if the group was missing, top id or '' while there may be more, next due in ms or -1,
---  retried {id, fields, "attempts crashes"}, new, how many others trimmed away,
+--  retried {id, fields, "attempts crashes deliveries"}, new, how many others trimmed away,
 -- -1 when the key of the stream holds something else}.
 -- `new` has two values for each entry: its id, and its body, or its fields when they do not begin with `data`.
 local client, number, consumer, lease, wants = unpack(arguments)
@@ -34,8 +34,9 @@ local function is_gated(group)
     return holder and holder ~= consumer and call('HEXISTS', P .. 'omni-consumers', holder) == 1
 end
 
-local function with_tries(group, id, fields)
-    return {id, fields, call('HGET', tries_of(group), id) or '0 0'}
+local function with_tries(key, group, id, fields)
+    local row = call('XPENDING', key, group, id, id, 1)[1]
+    return {id, fields, (call('HGET', tries_of(group), id) or '0 0') .. ' ' .. (row and row[4] or 1)}
 end
 
 -- What was in the list of a group, but is in its stream no more: another program trimmed it away.
@@ -53,7 +54,7 @@ local function take_inbox(key, group, room, taken)
     for _, id in ipairs(ids) do
         local found = call('XRANGE', key, id, id)
         if found[1] then
-            taken[#taken + 1] = with_tries(group, id, found[1][2])
+            taken[#taken + 1] = with_tries(key, group, id, found[1][2])
             count = count + 1
         elseif strike(key, group, id) then
             lost = lost + 1
@@ -78,7 +79,7 @@ local function take_waiting(key, group, room, taken)
         for _, padded in ipairs(due) do
             local id = plain(padded)
             if bodies[id] then
-                taken[#taken + 1] = with_tries(group, id, bodies[id])
+                taken[#taken + 1] = with_tries(key, group, id, bodies[id])
                 count = count + 1
             elseif strike(key, group, id) then
                 lost = lost + 1
