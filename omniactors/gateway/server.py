@@ -45,6 +45,9 @@ SPARE = 32
 ACCEPT_PAUSE = 0.1
 """Seconds until the next try when the machine cannot take a connection, for want of files or memory."""
 
+INTERNAL_ERROR = 1011
+"""The close code for an error of ours, or a watcher that is given up."""
+
 COMPLAINTS = 5
 COMPLAINTS_PERIOD = 60.0
 """Errors of ours that reach the log within a period of seconds: what a client can cause, it can cause often."""
@@ -181,7 +184,8 @@ class Gateway:
                 await self._serve(wire)
         except BadRequest as error:
             await wire.refuse(error.refusal)
-        await wire.linger()
+        finally:
+            await wire.linger()
 
     async def _serve(self, wire: Wire) -> None:
         while (head := await wire.next_head()) is not None:
@@ -194,11 +198,10 @@ class Gateway:
     def _report(self, wire: Wire, errors: BaseExceptionGroup) -> None:
         """Log what ended a connection: a word for a client that went away, all of it for the rest."""
         quiet, other = errors.split(left_quietly)
-        with suppress(Exception):  # the log is somebody else's code, and this the last place before the listener
-            if quiet is not None:
-                _log.debug("a client went away: %s", quiet.exceptions)
-            if other is not None:
-                self._complaints.tell(f"the answer to {wire.request} failed", other)
+        if quiet is not None:
+            self._complaints.mention(f"a client went away: {quiet.exceptions}")
+        if other is not None:
+            self._complaints.tell(f"the answer to {wire.request} failed", other)
 
     async def _watch(self, wire: Wire, head: Head) -> None:
         """Judge the request; when it is good, hand the connection to a watcher."""
@@ -240,6 +243,9 @@ class Gateway:
                 nursery.cancel_scope.cancel()
         except* ConnectionClosed as errors:
             await stream.say_why(*closing(errors))
+        except* Exception:
+            await stream.say_why(INTERNAL_ERROR, "the gateway failed")
+            raise
         finally:
             stream.give_back()
             if begun is not None:
@@ -259,7 +265,10 @@ class Gateway:
 
 
 class _Complaints:
-    """Errors for the log, each with its traceback; of what is too many in a period, only how many."""
+    """Errors for the log, each with its traceback; of what is too many in a period, only how many.
+
+    Nothing that the log raises comes out: its handlers are somebody else's code, and behind this is the listener.
+    """
 
     def __init__(self) -> None:
         self._told: deque[float] = deque(maxlen=COMPLAINTS)
@@ -273,7 +282,13 @@ class _Complaints:
             return
         self._told.append(now)
         more, self._untold = self._untold, 0
-        _log.error("%s%s", what, f" ({more} more such lines were left out)" if more else "", exc_info=error)
+        with suppress(Exception):
+            _log.error("%s%s", what, f" ({more} more such lines were left out)" if more else "", exc_info=error)
+
+    def mention(self, what: str) -> None:
+        """Log what is a matter of course."""
+        with suppress(Exception):
+            _log.debug("%s", what)
 
 
 def _judge_upgrade(head: Head, *, has_body: bool) -> Refusal | None:

@@ -316,7 +316,7 @@ def talks(draw: st.DrawFn) -> Talk:
 # -- the tests -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(talks(), min_size=1, max_size=12), st.sampled_from([None, "secret"]))
 def test_whatever_is_said_the_next_client_is_served_and_nothing_is_left(said: list[Talk], token: str | None) -> None:
     run(said, token)
