@@ -98,9 +98,13 @@ def main() -> None:
     written_to = file_of(sys.stdout)
     try:
         app()
-    except SystemExit:
+    except SystemExit as end:
         if file_of(sys.stdout) != written_to:  # what shows the help has found that nobody reads it
             sys.exit(ExitCode.OUTPUT_CLOSED)
+        # What cannot be understood is told on stderr by then, and is the reason of this end.
+        describe = getattr(end.__context__, "format_message", None)
+        if describe is not None and wants_json(sys.argv[1:]):
+            _document(describe(), "UsageError")
         raise
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
@@ -123,14 +127,19 @@ def _tell(error: OmniActorsError) -> None:
     if isinstance(error, OutputClosed | OutputFailed):
         forget(sys.stdout)
     elif wants_json(sys.argv[1:]):
-        try:
-            print_json({"error": str(error), "type": type(error).__name__})
-        except (OutputClosed, OutputFailed):
-            forget(sys.stdout)
+        _document(str(error), type(error).__name__)
     if isinstance(error, UserCodeError):
         stderr().print(Text(error.report), end="", soft_wrap=True)
     if not isinstance(error, OutputClosed):
         complain(str(error))
+
+
+def _document(error: str, kind: str) -> None:
+    """Tell a script why it failed."""
+    try:
+        print_json({"error": error, "type": kind})
+    except (OutputClosed, OutputFailed):
+        forget(sys.stdout)
 
 
 def wants_json(words: list[str]) -> bool:

@@ -105,7 +105,7 @@ class AgentOperations:
 
 
 def _serves(runtime: RuntimeRecord, groups: set[tuple[str, str]]) -> bool:
-    """Whether a live process runs one of these groups, or would again: what gave up there is tried again."""
-    return any(group in groups for group in runtime.groups or ()) or any(
-        agent in runtime.gave_up for _, agent in groups
-    )
+    """Whether a live process runs one of these groups, or may: it does not say (an older version), or tries again."""
+    if runtime.groups is None:
+        return True
+    return not groups.isdisjoint(runtime.groups) or any(agent in runtime.gave_up for _, agent in groups)

@@ -258,3 +258,32 @@ async def test_a_rotation_of_the_password_ends_no_worker(tmp_path: Path, caplog:
             omni.add(Steady)
             with pytest.raises(BackendUnusable, match="does not accept the user name and password"):
                 await omni.run()
+
+
+class Sound(Agent, topic="frail", name="frail"):
+    """The same agent in another process, where nothing is wrong with it."""
+
+    async def handle(self, event: EventEnvelope[int]) -> str:
+        return "elsewhere"
+
+
+async def test_while_it_is_down_its_events_go_to_others_and_afterwards_it_takes_some_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(settings.backend, MemoryUrl):
+        return
+    monkeypatch.setattr(runtime, "CURE", Backoff(initial=3600, maximum=3600))
+    here, there = OmniActors(settings=settings), OmniActors(settings=settings)
+    here.add(Frail)
+    there.add(Sound)
+    with trio.fail_after(40):
+        async with here, watching(here, "agent.*") as watcher:
+            await give_up(here, watcher)
+            ids = await here.publish_batch([("frail", number) for number in range(20)])
+            async with there:
+                assert {await there.wait_result(task_id) for task_id in ids} == {"elsewhere"}
+            Frail.broken = False
+            await eventually(lambda: _is_failing(here))
+            assert await here.agents.restart("frail") == 1
+            assert await here.wait_result(await here.publish("frail", 7)) == 7
+    await there.shutdown()

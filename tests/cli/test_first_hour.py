@@ -128,6 +128,9 @@ def test_a_slip_of_the_hand_is_told_with_the_near_name(cli: Cli, arguments: tupl
     done = cli(*arguments)
     assert done.code == 2
     assert near in done.stderr
+    done = cli(*arguments, "--format", "json")
+    assert (done.code, done.document()["type"]) == (2, "UsageError")
+    assert near in done.document()["error"]
 
 
 async def test_it_is_said_that_nobody_reads_a_topic_and_which_one_was_meant(tmp_path: Path) -> None:
