@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from omniactors.events.history import MAX_ID
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -94,11 +96,23 @@ class Audience:
             if subscriber.selection.matches(event):
                 subscriber.queue.offer(event)
 
-    def offer_to_all(self, event: Event) -> None:
-        """Give the event to everybody live, whatever they want."""
+    def offer_heavy(self, event: Event, size: int) -> None:
+        """As `offer`, for a large event, and for a gap, which everybody wants."""
         for subscriber in self:
-            if subscriber.cursor is None:
-                subscriber.queue.offer(event)
+            if subscriber.cursor is None and subscriber.selection.matches(event):
+                subscriber.queue.offer_heavy(event, size)
+
+    def repair(self, event: Event | None, size: int) -> None:
+        """Complete what an exception may have interrupted, of which `event` was the last; wake who was not woken."""
+        self._routes.clear()
+        self._by_run.clear()
+        for subscriber in self:
+            is_live = subscriber.cursor is None
+            run_id = subscriber.selection.run_id
+            if is_live and run_id is not None:
+                self._by_run.setdefault(run_id, []).append(subscriber)
+            is_meant = event is not None and is_live and subscriber.selection.matches(event)
+            subscriber.queue.repair(event if is_meant else None, size)
 
     def _route_of(self, event_type: str) -> tuple[Subscriber, ...]:
         """The live subscribers that want this type and are not of one run, remembered."""
@@ -113,5 +127,6 @@ class Audience:
             )
             if len(self._routes) >= MAX_ROUTES:
                 self._routes.clear()
-            self._routes[event_type] = route
+            if len(event_type) <= MAX_ID:
+                self._routes[event_type] = route
         return route

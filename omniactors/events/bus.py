@@ -18,7 +18,7 @@ from omniactors.events.audience import Audience
 from omniactors.events.context import current_run
 from omniactors.events.entrance import Entrance
 from omniactors.events.event import GAP, Draft, Event, parse_position, position
-from omniactors.events.history import Histories, Ring
+from omniactors.events.history import HEAVY, Histories, Ring, approximate_size
 from omniactors.events.patterns import Selection, Where, parse_patterns
 from omniactors.events.queue import EndReason, Loss, Overflow, SubscriberQueue
 from omniactors.events.statistics import BusStats, SubscriberStats
@@ -31,8 +31,12 @@ RING_EVENTS = 8192
 """So many events can be resumed from: some seconds of a busy system, hours of a quiet one."""
 RING_BYTES = 32 * 1024 * 1024
 """Large events are kept for a shorter time instead of filling the memory."""
+HISTORY_BYTES = 32 * 1024 * 1024
+"""About what the large events in the histories of all runs may occupy together."""
 REPLAY_PAGE = 256
 """Events that a resume reads at a time: what a reader holds of the past at once."""
+REPLAY_BYTES = 1024 * 1024
+"""The same in bytes, about; one event at least."""
 QUIET_EVENTS = 1024
 """Drafts that wait, while nobody subscribes, to be admitted together."""
 QUIET_WEIGHT = 4096
@@ -86,14 +90,24 @@ class EventBus:
         self._max_queue_size = max_queue_size
         self._max_global = max_global_subscribers
         self._head = 0
+        self._newest: Event | Draft | None = None
+        """What got the newest offset: to set this is to publish it, and whatever then interrupts is completed later."""
         self._quiet: deque[Draft] = deque()
         """Drafts that came while nobody subscribed, and have no offset yet."""
         self._fresh: list[Draft] = []
         """Those among them that have got one, while the histories do not know them yet."""
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
-        self._histories = Histories(history_per_run, max_runs_retained)
-        self._entrance = Entrance[_Item](max_queue_size, self._admit, self._admit_loss, pack=_pack)
+        self._histories = Histories(history_per_run, max_runs_retained, HISTORY_BYTES)
+        self._entrance = Entrance[_Item](
+            max_queue_size,
+            self._admit,
+            self._admit_loss,
+            pack=_pack,
+            weigh=_weigh,
+            admitted=lambda: self._head,
+            repair=self._repair,
+        )
         self._audience = Audience()
 
     def __repr__(self) -> str:
@@ -106,12 +120,16 @@ class EventBus:
         return self._head + len(self._quiet)
 
     def publish(self, event: Event) -> None:
-        """Tell every watcher; from any thread, at any time. Never blocks and never fails.
+        """Tell every watcher; from any thread, at any time. Never blocks, and never fails; TypeError for no event.
 
         In the thread of the trio run that reads, and wherever none does, the event is out when this
         returns. From another thread it follows within the next turn of that run; when more wait
-        than `max_queue_size` it is lost, and a `bus.gap` with the reason "threads" says so.
+        than `max_queue_size`, or too many bytes, it is lost, and a `bus.gap` with the reason
+        "threads" says so. An exception that a signal handler raises meanwhile comes out of this
+        call; the event is then out to everybody, or to nobody.
         """
+        if type(event) is not Event:
+            event = _plain_event(event)
         self._entrance.enter(event)
 
     def publish_draft(self, draft: Draft) -> None:
@@ -164,17 +182,12 @@ class EventBus:
         )
         queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
         since_position = None if since is None else parse_position(since)
-        with self._entrance.exclusively():
-            return self._add(Subscriber(queue, selection, counted=False), since_position)
+        return self._subscribed(Subscriber(queue, selection, counted=False), since_position)
 
     def subscribe_global(self, *, capacity: int | None = None, overflow: Overflow = "drop_newest") -> Subscription:
         """Every event from now on. Raises TooManySubscribers beyond `max_global_subscribers`."""
         queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
-        with self._entrance.exclusively():
-            self._audience.forget_leavers()
-            if self._audience.counted >= self._max_global:
-                raise TooManySubscribers(self._max_global)
-            return self._add(Subscriber(queue, Selection(), counted=True), None)
+        return self._subscribed(Subscriber(queue, Selection(), counted=True), None)
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
@@ -207,15 +220,15 @@ class EventBus:
         dropped = sum(subscriber.queue.dropped for subscriber in self._audience)
         rows = [self._subscriber_stats(subscriber) for subscriber in present]
         self._settle_down()
-        active_runs, history_runs = self._histories.count(self._waiting())
+        depths = _depths_by_run(present)
         return BusStats(
-            active_runs=active_runs,
-            history_runs=history_runs,
+            active_runs=len(depths),
+            history_runs=self._histories.count(self._waiting()),
             global_subscribers=sum(subscriber.counted for subscriber in present),
             published_total=self.head,
             dropped_events_total=dropped + self._audience.lost_by_leavers + self._entrance.lost_total,
             lost_from_threads=self._entrance.lost_total,
-            queue_depths=[row["queued"] for row in rows],
+            queue_depths=depths,
             subscribers=rows,
             head=self.head,
             first=self._ring.first,
@@ -230,6 +243,9 @@ class EventBus:
 
     def advance(self, subscriber: Subscriber) -> None:
         """Replay one page more, or go live when there is none."""
+        self._entrance.exclusively(lambda: self._advance(subscriber))
+
+    def _advance(self, subscriber: Subscriber) -> None:
         cursor = subscriber.cursor
         if cursor is None:
             return
@@ -238,8 +254,9 @@ class EventBus:
         if cursor + 1 < self._ring.first and cursor < until:
             last = min(self._ring.first - 1, until)
             loss = Loss(last - cursor, cursor + 1, last, "evicted")
-            cursor = last
-        page = [self._written(kept) for kept in self._ring.page(cursor, REPLAY_PAGE) if kept.offset <= until]
+            subscriber.cursor = cursor = last
+        kept = self._ring.page(cursor, REPLAY_PAGE, max_bytes=REPLAY_BYTES)
+        page = [self._written(event) for event in kept if event.offset <= until]
         subscriber.queue.replay([event for event in page if subscriber.selection.matches(event)], loss=loss)
         cursor = page[-1].offset if page else until
         subscriber.cursor = cursor
@@ -282,8 +299,7 @@ class EventBus:
                 self._close_run(item.run_id)
             case _CloseBus():
                 self._closed = True
-                for subscriber in self._audience:
-                    self._end(subscriber, "bus-closed")
+                self._close()
 
     def _stamp(self, event: Event, run_id: str, timestamp: float) -> None:
         if self._closed:
@@ -298,30 +314,55 @@ class EventBus:
             timestamp=timestamp,
             source=event.source or self.source,
         )
+        self._newest = stamped
         self._head = offset
-        self._ring.append(stamped)
-        self._histories.append(stamped)
-        self._audience.offer(stamped)
+        size = approximate_size(stamped)
+        self._ring.append(stamped, size)
+        self._histories.append(stamped, size)
+        if size > HEAVY:
+            self._audience.offer_heavy(stamped, size)
+        else:
+            self._audience.offer(stamped)
+
+    def _repair(self) -> None:
+        """Complete what an exception has interrupted: the newest event gets wherever it did not get."""
+        newest, size = self._newest, 0
+        if newest is not None:
+            size = approximate_size(newest)
+            self._head = newest.offset
+            while self._quiet and 0 < self._quiet[0].offset <= self._head:
+                self._fresh.append(self._quiet.popleft())
+            self._histories.extend(self._fresh)
+            self._fresh = []
+            self._ring.repair(newest, size)
+            if newest.event_type != GAP:
+                self._histories.repair(newest, size)
+        self._audience.repair(self._written(newest) if newest is not None else None, size)
+        if isinstance(newest, Draft) and newest.ends_run:
+            self._close_run(newest.run_id)
+        if self._closed:
+            self._close()
 
     def _settle_down(self) -> None:
         """Admit what waits, where that needs no waiting.
 
         A look from another thread, or out of a signal handler in the middle of an event, does without.
         """
-        with self._entrance.if_free() as is_inside:
-            if is_inside:
-                self._catch_up()
+        self._entrance.if_free(self._catch_up)
 
     def _catch_up(self) -> None:
         """Admit the drafts that nobody has waited for so far; interrupted anywhere, it goes on where it was."""
         while self._quiet:
-            draft = self._quiet.popleft()
+            draft = self._quiet[0]
             if self._audience or self._closed:
                 self._take_draft(draft)
+                self._quiet.popleft()
             else:
                 draft.offset = self._head + 1
-                self._ring.append(draft)
+                self._newest = draft
                 self._head = draft.offset
+                self._quiet.popleft()
+                self._ring.append(draft, approximate_size(draft))
                 self._fresh.append(draft)
         if self._fresh:
             self._histories.extend(self._fresh)
@@ -340,13 +381,16 @@ class EventBus:
     def _take_draft(self, draft: Draft) -> None:
         if self._closed:
             return
-        self._head = draft.offset = self._head + 1
-        kept: Draft | Event = draft
-        if self._audience.wants(draft.event_type, draft.run_id):
-            kept = self._written(draft)
-            self._audience.offer(kept)
-        self._ring.append(kept)
-        self._histories.append(kept)
+        draft.offset = self._head + 1
+        is_wanted = self._audience.wants(draft.event_type, draft.run_id)
+        kept = self._written(draft) if is_wanted else draft
+        self._newest = draft
+        self._head = draft.offset
+        size = approximate_size(draft)
+        self._ring.append(kept, size)
+        self._histories.append(kept, size)
+        if isinstance(kept, Event):
+            self._audience.offer_heavy(kept, size) if size > HEAVY else self._audience.offer(kept)
         if draft.ends_run:
             self._close_run(draft.run_id)
 
@@ -362,46 +406,60 @@ class EventBus:
             if subscriber.selection.run_id == run_id:
                 self._end(subscriber, "run-closed")
 
+    def _close(self) -> None:
+        for subscriber in self._audience:
+            self._end(subscriber, "bus-closed")
+
     def _admit_loss(self, lost: int) -> None:
         """Tell everybody that events were lost before they had an offset: an event like any other, but for all."""
         self._catch_up()
         if self._closed:
             return
-        self._head += 1
-        data = {"lost": lost, "first": None, "last": None, "why": "threads"}
-        event = Event(
+        offset = self._head + 1
+        self._newest = event = Event(
             event_type=GAP,
-            data=data,
-            offset=self._head,
-            event_id=position(self.epoch, self._head),
+            data={"lost": lost, "first": None, "last": None, "why": "threads"},
+            offset=offset,
+            event_id=position(self.epoch, offset),
             timestamp=time.time(),
             source=self.source,
         )
-        self._ring.append(event)
-        self._audience.offer_to_all(event)
+        self._head = offset
+        size = approximate_size(event)
+        self._ring.append(event, size)
+        self._audience.offer_heavy(event, size)
 
     # -- subscribers -------------------------------------------------------------------------------
 
-    def _add(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
+    def _subscribed(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
+        # Made first: who is interrupted before it is handed out has dropped it, and it leaves by itself.
+        subscription = Subscription(self, subscriber)
+        self._entrance.exclusively(lambda: self._add(subscription, subscriber, since))
+        return subscription
+
+    def _add(self, subscription: Subscription, subscriber: Subscriber, since: tuple[str, int] | None) -> None:
         self._catch_up()
         self._audience.forget_leavers()
+        if subscriber.counted and self._audience.counted >= self._max_global:
+            raise TooManySubscribers(self._max_global)
         run_id = subscriber.selection.run_id
         start, resumed = self._head, True
-        self._audience.add(subscriber)
+        history: tuple[Event, ...] = ()
         if since is not None:
             start, resumed = self._start_replay(subscriber, since)
-        else:
-            if run_id is not None:
-                self._histories.use(run_id)
-                history = self._history(run_id, ())
-                start = history[0].offset - 1 if history else start
-                subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
+        elif run_id is not None:
+            self._histories.use(run_id)
+            history = self._history(run_id, ())
+            start = history[0].offset - 1 if history else start
+        subscription.begin(start, resumed=resumed)
+        subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
+        self._audience.add(subscriber)
+        if subscriber.cursor is None:
             self._audience.go_live(subscriber)
         if run_id is not None and self._histories.is_closed(run_id):
             self._end(subscriber, "run-closed")
         if self._closed:
             self._end(subscriber, "bus-closed")
-        return Subscription(self, subscriber, start=start, resumed=resumed)
 
     def _start_replay(self, subscriber: Subscriber, since: tuple[str, int]) -> tuple[int, bool]:
         """Set the subscriber to where it resumes; the offset, and whether nothing is missing behind it."""
@@ -424,7 +482,7 @@ class EventBus:
         oldest = queue.oldest_offset if subscriber.cursor is None else subscriber.cursor + 1
         return SubscriberStats(
             run_id=selection.run_id,
-            types=None if selection.types is None else [pattern.text for pattern in selection.types],
+            types=None if selection.types is None else list(selection.types.texts),
             delivered=queue.delivered,
             dropped=queue.dropped,
             queued=queue.queued,
@@ -449,6 +507,39 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _plain_event(event: object) -> Event:
+    """The event without what a subclass adds to it; raises TypeError for what is no event."""
+    if not isinstance(event, Event):
+        raise TypeError(f"a bus publishes an Event, such as Event(event_type='x'), not {type(event).__name__}")
+    return Event(
+        run_id=event.run_id,
+        event_type=event.event_type,
+        data=event.data,
+        event_id=event.event_id,
+        timestamp=event.timestamp,
+        source=event.source,
+    )
+
+
+def _depths_by_run(subscribers: Iterable[Subscriber]) -> dict[str, list[int]]:
+    """How many events wait in each subscription to a run, by run; those that have read to the end do not count."""
+    depths: dict[str, list[int]] = {}
+    for subscriber in subscribers:
+        run_id, queue = subscriber.selection.run_id, subscriber.queue
+        if run_id is not None and (queue.end_reason is None or queue.queued or subscriber.cursor is not None):
+            depths.setdefault(run_id, []).append(queue.queued)
+    return depths
+
+
+def _weigh(item: _Item) -> int:
+    match item:
+        case _Packed():
+            return approximate_size(item.event)
+        case Event() | Draft():
+            return approximate_size(item)
+    return 0
 
 
 def _pack(item: _Item) -> _Item:

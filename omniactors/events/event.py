@@ -18,7 +18,7 @@ MAX_DIGITS = 18
 
 
 class ReadOnlyDict(dict[str, Any]):
-    """A dict that refuses to change: many watchers hold the same one. Values inside it are not guarded."""
+    """A dict that refuses to change: many watchers hold the same one."""
 
     __slots__ = ()
 
@@ -35,11 +35,12 @@ class ReadOnlyDict(dict[str, Any]):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened: its type, its data, and the run that it belongs to ("" for none).
 
-    `event_type` is a dotted name such as `task.completed`; `data` is copied and read-only. The bus
-    fills in the rest when the event is published: `offset` (1, 2, 3 ... over the whole bus),
-    `event_id` (the position, `epoch-offset`), `timestamp` (Unix seconds), `source` (which process),
-    and `run_id` from `run_context` when it is "". Raises TypeError or ValueError when it is made
-    with an empty type or with data that is no mapping, so that publishing it cannot fail.
+    `event_type` is a dotted name such as `task.completed`; `data` is copied, with the dicts and lists
+    in it, and read-only. The bus fills in the rest when the event is published: `offset` (1, 2, 3 ...
+    over the whole bus), `event_id` (the position, `epoch-offset`), `timestamp` (Unix seconds),
+    `source` (which process), and `run_id` from `run_context` when it is "". Raises TypeError or
+    ValueError when it is made with an empty type, data that is no mapping, or a field of another
+    type, so that publishing it cannot fail.
     """
 
     run_id: str = ""
@@ -52,16 +53,45 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check what callers write, and make the data read-only."""
-        if type(self.data) is ReadOnlyDict and type(self.event_type) is type(self.run_id) is str and self.event_type:
+        if (
+            type(self.data) is ReadOnlyDict
+            and type(self.event_type) is type(self.run_id) is type(self.event_id) is type(self.source) is str
+            and type(self.timestamp) is float
+            and self.event_type
+        ):
             return
         if not isinstance(self.event_type, str) or not self.event_type:
             raise ValueError(f"event_type must be a non-empty string, not {self.event_type!r}")
-        if not isinstance(self.run_id, str):
-            raise TypeError(f"run_id must be a string, not {type(self.run_id).__name__}")
+        # Plain texts and numbers alone: what a subclass thinks of == or of its hash would run where it is published.
+        for name in ("event_type", "run_id", "event_id", "source"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+            msgspec.structs.force_setattr(self, name, str.__str__(value))
+        if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
+            raise TypeError(f"timestamp must be a number of seconds, not {type(self.timestamp).__name__}")
+        msgspec.structs.force_setattr(self, "timestamp", float(self.timestamp))
         if type(self.data) is not ReadOnlyDict:
             if not isinstance(self.data, Mapping):
                 raise TypeError(f"data must be a mapping, not {type(self.data).__name__}")
-            msgspec.structs.force_setattr(self, "data", ReadOnlyDict(self.data))
+            data = dict(self.data)
+            try:
+                data = _frozen(data)
+            except RecursionError:  # it holds itself, or is nested deeper than JSON's readers go: not guarded inside
+                data = ReadOnlyDict(data)
+            msgspec.structs.force_setattr(self, "data", data)
+
+
+def _frozen(value: Any) -> Any:  # noqa: ANN401 -- any value is fine
+    """A copy that its maker cannot change: of dicts and lists, however deep. Other values are what they are."""
+    if type(value) is dict:
+        return ReadOnlyDict({key: _frozen(item) if _is_copied(item) else item for key, item in value.items()})
+    return [_frozen(item) if _is_copied(item) else item for item in value]
+
+
+def _is_copied(value: object) -> bool:
+    kind = type(value)
+    return kind is dict or kind is list
 
 
 class Draft(msgspec.Struct, gc=False):

@@ -1,14 +1,17 @@
 """What one subscriber has not read yet: a bounded queue that tells, in place, what it lost.
 
-Pure but for the wake-up it calls. At any time matched = delivered + dropped + queued. What stands
-outside of the bound: replayed events, which are on request, and the losses told between events.
+Pure but for the wake-up it calls. At any time matched = delivered + dropped + queued: the first
+and the last follow from what is there, so no exception that interrupts a call can set them at odds.
+What stands outside of the bound: replayed events, which are on request, and the losses told between
+events.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,9 +28,11 @@ LossReason = Literal["overflow", "evicted", "epoch", "threads"]
 """Why events are missing: the subscriber's queue was full; they are older than what is kept; the position is of
 another bus; another thread published faster than they were taken in."""
 
+QUEUE_BYTES = 16 * 1024 * 1024
+"""About what the large events of one queue may occupy together; one of them alone always may."""
 
-@dataclass(frozen=True)
-class Loss:
+
+class Loss(msgspec.Struct, frozen=True, gc=False):
     """`lost` events (None: nobody can say how many) are missing between offsets `first` and `last`, both included."""
 
     lost: int | None
@@ -36,48 +41,26 @@ class Loss:
     why: LossReason
 
 
-class _Tally:
-    """Drops in a row, counted until they are told. Mutable, as it is on a publisher's path."""
-
-    __slots__ = ("first", "last", "lost")
-
-    def __init__(self) -> None:
-        self.lost = 0
-        self.first = 0
-        self.last = 0
-
-    def add(self, offset: int) -> None:
-        if not self.lost:
-            self.first = offset
-        self.lost += 1
-        self.last = offset
-
-    def tell(self) -> Loss:
-        loss = Loss(self.lost, self.first, self.last, "overflow")
-        self.lost = 0
-        return loss
-
-
 class SubscriberQueue:
     """Between a publisher that never waits and a reader that may: at most `capacity` live events.
 
-    `wake` is called once, and forgotten, when there is something to read. Raises ValueError for a
-    capacity below 1 or an unknown overflow rule.
+    `wake` is called once, and forgotten, when there is something to read; a second call in a row
+    must do nothing. `taken` is the offset up to which the reader has taken all. Raises ValueError
+    for a capacity below 1 or an unknown overflow rule.
     """
 
     __slots__ = (
         "_backlog",
-        "_backlog_events",
-        "_head",
+        "_heavy",
+        "_heavy_bytes",
         "_live",
-        "_live_events",
-        "_tail",
+        "_losses",
+        "_told",
         "capacity",
         "delivered",
-        "dropped",
         "end_reason",
-        "matched",
         "overflow",
+        "taken",
         "wake",
     )
 
@@ -89,22 +72,33 @@ class SubscriberQueue:
             raise ValueError(f"overflow must be one of {allowed}, not {overflow!r}")
         self.capacity = capacity
         self.overflow: Overflow = overflow
-        self.matched = 0
         self.delivered = 0
-        self.dropped = 0
+        self.taken = 0
         self.end_reason: EndReason | None = None
         self.wake: Callable[[], object] | None = None
-        self._backlog: deque[Event | Loss] = deque()
-        self._backlog_events = 0
-        self._live: deque[Event | Loss] = deque()
-        self._live_events = 0
-        self._head = _Tally()  # what drop_oldest took from the front of `_live`
-        self._tail = _Tally()  # what was refused behind its end
+        self._backlog: deque[Event] = deque()
+        self._live: deque[Event] = deque()
+        # In the order of offsets; each stands before the first event whose offset is behind it.
+        self._losses: deque[Loss] = deque()
+        self._told = 0
+        # Offset and size of large events, some of which may have left `_live`.
+        self._heavy: deque[tuple[int, int]] = deque()
+        self._heavy_bytes = 0
 
     @property
     def queued(self) -> int:
         """Events that are ready to be read."""
-        return self._backlog_events + self._live_events
+        return len(self._backlog) + len(self._live)
+
+    @property
+    def dropped(self) -> int:
+        """Events that matched and did not find room."""
+        return self._told + sum(loss.lost or 0 for loss in tuple(self._losses) if loss.why == "overflow")
+
+    @property
+    def matched(self) -> int:
+        """Events that were meant for this queue."""
+        return self.delivered + self.dropped + self.queued
 
     @property
     def replaying(self) -> bool:
@@ -112,74 +106,83 @@ class SubscriberQueue:
         return bool(self._backlog)
 
     @property
+    def stirs(self) -> bool:
+        """Whether a reader would find something now, be it the end."""
+        return self.end_reason is not None or bool(self._backlog or self._live or self._losses)
+
+    @property
     def oldest_offset(self) -> int | None:
         """The offset of the next thing to read, None when there is nothing."""
-        for items in (self._backlog, self._live):
-            if items:
-                first = items[0]
-                return first.last if isinstance(first, Loss) else first.offset
-        return None
+        events = self._backlog or self._live
+        if self._losses and (not events or self._losses[0].last < events[0].offset):
+            return self._losses[0].last
+        return events[0].offset if events else None
 
     def offer(self, event: Event) -> None:
         """Take a live event, or count what is dropped instead. Ignored once the queue has ended."""
         if self.end_reason is not None:
             return
-        self.matched += 1
-        if self._live_events >= self.capacity:
+        if len(self._live) >= self.capacity:
             self._overflow(event)
             return
-        if self._tail.lost:
-            self._live.append(self._tail.tell())
         self._live.append(event)
-        self._live_events += 1
         if self.wake is not None:
             self._wake()
 
+    def offer_heavy(self, event: Event, size: int) -> None:
+        """As `offer`, for an event that is so large that its bytes count."""
+        if self.end_reason is not None:
+            return
+        while self._is_too_heavy(size):
+            if self.overflow != "drop_oldest":
+                self._overflow(event)
+                return
+            self._drop_oldest()
+        self.offer(event)
+        if self._live and self._live[-1] is event:
+            self._heavy_bytes += size
+            self._heavy.append((event.offset, size))
+
     def replay(self, events: Sequence[Event], *, loss: Loss | None = None) -> None:
         """Put past events before all live ones, behind what was replayed already; `loss` precedes them."""
+        newest = self._backlog[-1].offset if self._backlog else self.taken
         if loss is not None:
-            self._backlog.append(loss)
-        self._backlog.extend(events)
-        self._backlog_events += len(events)
-        self.matched += len(events)
+            self._losses.append(loss)
+        self._backlog.extend(event for event in events if event.offset > newest)
 
     def end(self, reason: EndReason) -> None:
         """Nothing comes after what is here; only the first reason counts."""
         if self.end_reason is None:
             self.end_reason = reason
-            if self.wake is not None:
-                self._wake()
+            self._wake()
 
     def take(self) -> Event | Loss | None:
         """The next event or loss in order, or None when there is none now."""
-        if self._backlog:
-            item = self._backlog.popleft()
-            if not isinstance(item, Loss):
-                self._backlog_events -= 1
-        elif self._head.lost:
-            return self._head.tell()
-        elif self._live:
-            item = self._live.popleft()
-            if not isinstance(item, Loss):
-                self._live_events -= 1
-        elif self._tail.lost:
-            return self._tail.tell()
-        else:
+        events = self._backlog or self._live
+        if self._losses and (not events or self._losses[0].last < events[0].offset):
+            loss = self._losses.popleft()
+            self.taken = max(self.taken, loss.last)
+            if loss.why == "overflow":
+                self._told += loss.lost or 0
+            return loss
+        if not events:
             return None
-        if not isinstance(item, Loss):
-            self.delivered += 1
-        return item
+        event = events.popleft()
+        self.taken = event.offset
+        self.delivered += 1
+        return event
 
     def take_batch(self, limit: int) -> list[Event | Loss]:
         """Up to `limit` of what `take` would give, one after another."""
         batch: list[Event | Loss] = []
-        if not self._backlog and not self._head.lost and not self._tail.lost:
+        if not self._backlog and not self._losses:
             live = self._live
-            # The common case, of live events only, written out: half of what reading one costs is the call.
-            batch = [live.popleft() for _ in range(min(limit, len(live)))]
-            taken = sum(type(item) is not Loss for item in batch)
-            self._live_events -= taken
-            self.delivered += taken
+            if live:
+                # The common case, of live events only, written out: half of what reading one costs is the call.
+                taken = [live.popleft() for _ in range(min(limit, len(live)))]
+                self.taken = taken[-1].offset
+                self.delivered += len(taken)
+                return [*taken]
             return batch
         while len(batch) < limit and (item := self.take()) is not None:
             batch.append(item)
@@ -187,24 +190,58 @@ class SubscriberQueue:
 
     def discard(self) -> None:
         """Let go of everything unread: who leaves does not want it, so it is neither dropped nor matched."""
-        self.matched -= self.queued
         self._backlog.clear()
         self._live.clear()
-        self._backlog_events = self._live_events = 0
+        self._heavy.clear()
+
+    def repair(self, event: Event | None, size: int) -> None:
+        """Complete what an exception may have interrupted: `event`, the newest, was meant for this queue or none."""
+        losses, live = self._losses, self._live
+        if self.overflow == "drop_oldest" and losses and live and losses[-1].last >= live[0].offset:
+            live.popleft()
+        if event is not None:
+            ends = [end[-1] for end in (self._backlog, live) if end]
+            newest = max(self.taken, losses[-1].last if losses else 0, *(end.offset for end in ends))
+            if event.offset > newest:
+                self.offer_heavy(event, size)
+        if self.stirs:
+            self._wake()
+
+    def _is_too_heavy(self, size: int) -> bool:
+        heavy, live = self._heavy, self._live
+        while heavy and (not live or heavy[0][0] < live[0].offset):
+            self._heavy_bytes -= heavy.popleft()[1]
+        if not heavy:
+            self._heavy_bytes = 0
+        return bool(heavy) and self._heavy_bytes + size > QUEUE_BYTES
 
     def _overflow(self, event: Event) -> None:
-        self.dropped += 1
-        if self.overflow != "drop_oldest":
-            self._tail.add(event.offset)
-            if self.overflow == "close":
-                self.end("overflow")
+        losses, offset = self._losses, event.offset
+        if self.overflow == "drop_oldest":
+            self._drop_oldest()
+            self._live.append(event)
             return
-        oldest = self._live.popleft()
-        # Only events are here: under this rule no loss is ever written behind the end.
-        self._head.add(oldest.last if isinstance(oldest, Loss) else oldest.offset)
-        self._live.append(event)
+        last = losses[-1] if losses else None
+        # One loss stands for all that were refused in a row; each change is one step, which nothing interrupts.
+        if last is not None and last.why == "overflow" and last.last > self._live[-1].offset:
+            losses[-1] = Loss((last.lost or 0) + 1, last.first, offset, "overflow")
+        else:
+            losses.append(Loss(1, offset, offset, "overflow"))
+        if self.overflow == "close":
+            self.end("overflow")
+
+    def _drop_oldest(self) -> None:
+        """Let the oldest live event go; under this rule all losses to it stand before the first live event."""
+        losses, offset = self._losses, self._live[0].offset
+        last = losses[-1] if losses else None
+        if last is not None and last.why == "overflow":
+            losses[-1] = Loss((last.lost or 0) + 1, last.first, offset, "overflow")
+        else:
+            losses.append(Loss(1, offset, offset, "overflow"))
+        self._live.popleft()
 
     def _wake(self) -> None:
-        wake, self.wake = self.wake, None
-        if wake is not None:
-            wake()
+        if self.wake is not None:
+            # Called before it is forgotten: an exception in between must not leave the reader asleep.
+            self.wake()
+            self.wake = None

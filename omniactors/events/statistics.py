@@ -21,8 +21,9 @@ class SubscriberStats(TypedDict):
 class BusStats(TypedDict):
     """A bus at one moment.
 
-    `active_runs` have a history and have not ended; `history_runs` have a history. `queue_depths`
-    are the unread events of every subscription, in the order of `subscribers`.
+    `active_runs` are the runs that somebody subscribes to now, and `queue_depths` the unread events
+    of each such subscription, by run. `history_runs` are the runs of which events are kept.
+    `global_subscribers` are those made by `subscribe_global`; `subscribers` are all, one by one.
     `dropped_events_total` counts what any subscription lost and what was lost on the way from other
     threads (`lost_from_threads`). `head` is the newest offset, `first` the oldest one kept.
     """
@@ -33,7 +34,7 @@ class BusStats(TypedDict):
     published_total: int
     dropped_events_total: int
     lost_from_threads: int
-    queue_depths: list[int]
+    queue_depths: dict[str, list[int]]
     subscribers: list[SubscriberStats]
     head: int
     first: int

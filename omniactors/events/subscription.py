@@ -69,14 +69,18 @@ class Subscription:
     their place. `resumed` is whether nothing is missing between `since` and the first event.
     """
 
-    def __init__(self, source: Source, subscriber: Subscriber, *, start: int, resumed: bool) -> None:
+    def __init__(self, source: Source, subscriber: Subscriber) -> None:
         self._source = source
         self._subscriber = subscriber
         self._queue = subscriber.queue
-        self._readers = trio.lowlevel.ParkingLot()
+        self._readers: list[trio.lowlevel.Task] = []
         self._unchecked = 0
-        self._last = start
-        self.start = start
+        self.start = 0
+        self.resumed = True
+
+    def begin(self, start: int, *, resumed: bool) -> None:
+        """What the bus says of it: it has seen all up to offset `start`, and whether nothing is missing there."""
+        self.start = self._queue.taken = start
         self.resumed = resumed
 
     @property
@@ -103,7 +107,7 @@ class Subscription:
     def lag(self) -> int:
         """How many offsets the reader is behind the bus, 0 when nothing waits."""
         if self.replaying or self.queued:
-            return max(0, self._source.head - self._last)
+            return max(0, self._source.head - self._queue.taken)
         return 0
 
     @property
@@ -120,8 +124,8 @@ class Subscription:
     def position(self) -> int:
         """An offset up to which this reader has seen all that it asked for: a place to resume from."""
         if self.replaying or self.queued:
-            return self._last
-        return max(self._last, self._source.head) if self.end_reason is None else self._last
+            return self._queue.taken
+        return max(self._queue.taken, self._source.head) if self.end_reason is None else self._queue.taken
 
     def __repr__(self) -> str:
         state = self.end_reason or ("replaying" if self.replaying else "live")
@@ -185,7 +189,7 @@ class Subscription:
         self._queue.end("left")
         self._queue.discard()
         self._source.leave(self._subscriber)
-        self._readers.unpark_all()
+        self._wake_readers()
 
     async def aclose(self) -> None:
         """As `close`, and a checkpoint."""
@@ -193,7 +197,8 @@ class Subscription:
         await trio.lowlevel.checkpoint()
 
     def __del__(self) -> None:
-        self._source.leave(self._subscriber)
+        if hasattr(self, "_subscriber"):  # else an exception interrupted its making
+            self._source.leave(self._subscriber)
 
     @property
     def _stirs(self) -> bool:
@@ -204,7 +209,6 @@ class Subscription:
         """What can be read now, from a further page if need be; raises at the end."""
         event = self._take()
         while event is None and self._subscriber.cursor is not None:
-            self._source.claim()
             self._source.advance(self._subscriber)
             event = self._take()
         if event is None and self.end_reason is not None:
@@ -216,19 +220,13 @@ class Subscription:
         if event is None:
             return []
         rest = self._queue.take_batch(limit - 1)
-        batch = [event, *(self._gap(item) if isinstance(item, Loss) else item for item in rest)]
-        self._last = batch[-1].offset
-        return batch
+        return [event, *(self._gap(item) if isinstance(item, Loss) else item for item in rest)]
 
     def _take(self) -> Event | None:
         item = self._queue.take()
         if item is None:
             return None
-        if isinstance(item, Loss):
-            self._last = max(self._last, item.last)
-            return self._gap(item)
-        self._last = item.offset
-        return item
+        return self._gap(item) if isinstance(item, Loss) else item
 
     def _gap(self, loss: Loss) -> Event:
         return self._source.gap_event(self._subscriber, loss)
@@ -239,5 +237,17 @@ class Subscription:
         if self._stirs:
             await trio.lowlevel.checkpoint()
             return
-        self._queue.wake = self._readers.unpark_all
-        await self._readers.park()
+        task = trio.lowlevel.current_task()
+        task.custom_sleep_data = self
+        self._readers.append(task)
+        self._queue.wake = self._wake_readers
+        try:
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+        finally:
+            self._readers.remove(task)
+
+    def _wake_readers(self) -> None:
+        """Wake those who sleep still: an exception may have come in between before, so this is called again then."""
+        for task in tuple(self._readers):
+            if task.custom_sleep_data is self:  # trio forgets it when the task is woken
+                trio.lowlevel.reschedule(task)

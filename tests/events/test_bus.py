@@ -424,7 +424,7 @@ async def test_stats_tell_each_subscriber() -> None:
         }
     ]
     assert (stats["active_runs"], stats["history_runs"], stats["published_total"]) == (1, 2, 4)
-    assert (stats["queue_depths"], stats["head"], stats["first"], stats["epoch"]) == ([2], 4, 1, bus.epoch)
+    assert (stats["queue_depths"], stats["head"], stats["first"], stats["epoch"]) == ({"A": [2]}, 4, 1, bus.epoch)
     assert repr(bus) == "<EventBus 4 published, 1 subscribers>"
     assert repr(reader) == "<Subscription live: 1 delivered, 0 dropped, 2 queued>"
 
@@ -439,3 +439,21 @@ async def test_position_moves_with_the_bus_while_nothing_waits() -> None:
     assert (events.position, events.lag) == (0, 7)
     await events.receive()
     assert (events.position, events.lag) == (7, 0)
+
+
+async def test_active_runs_are_those_that_somebody_subscribes_to() -> None:
+    bus = EventBus()
+    bus.publish(Event(run_id="A", event_type="x"))
+    assert (bus.stats()["active_runs"], bus.stats()["queue_depths"]) == (0, {})
+    first, second, other = bus.subscribe("A"), bus.subscribe("A"), bus.subscribe("B")
+    everything = bus.subscribe_global()
+    await second.receive()
+    stats = bus.stats()
+    assert (stats["active_runs"], stats["queue_depths"]) == (2, {"A": [1, 0], "B": [0]})
+    await first.aclose()
+    await other.aclose()
+    assert bus.stats()["active_runs"] == 1
+    bus.close_stream("A")
+    assert [event async for event in second] == []
+    assert (bus.stats()["active_runs"], bus.stats()["queue_depths"]) == (0, {})
+    await everything.aclose()

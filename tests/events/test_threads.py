@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import trio
@@ -34,6 +34,21 @@ def in_thread(action: Callable[[], object]) -> None:
     assert not thread.is_alive()
     for error in errors:
         raise error
+
+
+Item = TypeVar("Item")
+
+
+def entrance_of(capacity: int, admit: Callable[[Item], None]) -> Entrance[Item]:
+    return Entrance(
+        capacity,
+        admit,
+        lambda lost: None,
+        pack=lambda item: item,
+        weigh=lambda item: 1,
+        admitted=lambda: 0,
+        repair=lambda: None,
+    )
 
 
 def publish(bus: EventBus, count: int, *, run_id: str = "A") -> None:
@@ -205,7 +220,7 @@ def test_a_publish_in_the_middle_of_a_publish_neither_deadlocks_nor_overtakes() 
             entrance.enter("inner")
             assert admitted == ["outer"]
 
-    entrance = Entrance[str](5, admit, lambda lost: None, pack=lambda item: item)
+    entrance: Entrance[str] = entrance_of(5, admit)
 
     async def main() -> None:
         entrance.claim()
@@ -226,7 +241,7 @@ def test_a_thread_that_never_stops_does_not_keep_a_run_from_its_tasks() -> None:
         if item < 10:
             in_thread(lambda: entrance.enter(item + 1))
 
-    entrance = Entrance[int](1, admit, lambda lost: None, pack=lambda item: item)
+    entrance = entrance_of(1, admit)
 
     async def main() -> None:
         nonlocal turn
@@ -253,7 +268,7 @@ def test_threads_without_a_run_are_admitted_one_at_a_time() -> None:
         admitted.append(item)
         inside -= 1
 
-    entrance = Entrance[int](100_000, admit, lambda lost: None, pack=lambda item: item)
+    entrance = entrance_of(100_000, admit)
 
     def enter_all() -> None:
         for number in range(2000):
@@ -266,3 +281,36 @@ def test_threads_without_a_run_are_admitted_one_at_a_time() -> None:
         thread.join(20)
     assert sorted(admitted) == sorted(list(range(2000)) * 4)
     assert entrance.lost_total == 0
+
+
+async def test_what_waits_from_threads_is_bounded_in_bytes() -> None:
+    bus = EventBus(max_queue_size=1000)
+    events = bus.subscribe_global(capacity=1000)
+    bus.claim()
+
+    def flood() -> None:
+        for _ in range(100):
+            bus.publish(Event(event_type="x", data={"text": "x" * 1_000_000}))
+
+    in_thread(flood)
+    await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+    lost = bus.stats()["lost_from_threads"]
+    assert 60 < lost < 75
+    assert bus.head == 100 - lost + 1
+    assert events.dropped + events.queued == bus.head
+
+
+async def test_subscribing_in_a_signal_handler_in_the_middle_of_a_publish_is_refused_with_a_sentence() -> None:
+    bus = EventBus()
+    events = bus.subscribe_global()
+    queue = events._subscriber.queue  # noqa: SLF001 -- it calls something inside, where a handler interrupts
+
+    def handler() -> None:
+        queue.wake = None
+        bus.subscribe_global()
+
+    queue.wake = handler
+    with pytest.raises(RuntimeError, match="a signal handler"):
+        bus.publish(Event(event_type="x"))
+    assert len(bus.stats()["subscribers"]) == 1
