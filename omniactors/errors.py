@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
 
+LONGEST = 1000
+"""Characters of a foreign value in a sentence of ours."""
+
+
+def shown(value: object) -> str:
+    """The value's `repr`, cut where it is very long; of a value that cannot be shown, its type."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 -- a foreign repr may raise anything
+        return f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 class OmniActorsError(Exception):
     """Base of every error that is omniactors' own."""
 
@@ -48,7 +61,7 @@ class AskFailed(OmniActorsError):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.path} failed while it handled {type(self.message).__name__}: {self.__cause__!r}"
+        return f"{self.path} failed while it handled {type(self.message).__name__}: {shown(self.__cause__)}"
 
 
 class MailboxFull(OmniActorsError, trio.WouldBlock):
@@ -101,7 +114,7 @@ class ChildStartError(SupervisionError):
         self.child_id = child_id
 
     def __str__(self) -> str:
-        return f"child {self.child_id!r} did not start: {self.__cause__!r}"
+        return f"child {shown(self.child_id)} did not start: {shown(self.__cause__)}"
 
 
 class GaveUp(SupervisionError):
@@ -114,7 +127,7 @@ class GaveUp(SupervisionError):
         self.intensity = intensity
 
     def __str__(self) -> str:
-        return f"supervisor {self.supervisor!r} gave up on child {self.child_id!r}: more than {self.intensity}"
+        return f"supervisor {self.supervisor!r} gave up on child {shown(self.child_id)}: more than {self.intensity}"
 
 
 class ChildError(SupervisionError):

@@ -45,8 +45,11 @@ def _is_standard(frame: traceback.FrameSummary) -> bool:
 
 
 def _parts(shown: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
-    """The error, its causes, and what it holds if it is a group."""
-    yield shown
-    for part in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
-        if part is not None:
-            yield from _parts(part)
+    """The error, its causes, and what it holds if it is a group; a chain of them may be very long."""
+    pending = [shown]
+    while pending:
+        part = pending.pop()
+        yield part
+        pending += [
+            other for other in (part.__cause__, part.__context__, *(part.exceptions or ())) if other is not None
+        ]

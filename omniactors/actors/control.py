@@ -21,6 +21,7 @@ from omniactors.actors.keeper import Keeper
 from omniactors.actors.lanes import Parker
 from omniactors.actors.roster import Roster
 from omniactors.actors.rules import ExitReason, restart_group, should_restart
+from omniactors.actors.telling import call_safely
 from omniactors.errors import (
     ChildAlreadyPresent,
     ChildAlreadyStarted,
@@ -90,6 +91,9 @@ class Control:
         self._parker = Parker()
         self._is_held_up = False
         self._has_body_left = False
+        self._stops_first = False
+        """Whether the children are stopped before the block has left."""
+        self._spares_body = False
 
     # -- from outside ---------------------------------------------------------------------------
 
@@ -113,8 +117,27 @@ class Control:
 
     def stop_now(self) -> None:
         """End without grace: everything left is cancelled at once."""
+        for run in self.killed_with_it():
+            run.kill()
+
+    def killed_with_it(self) -> list[Incarnation]:
+        """As `stop_now`, but the children are still to be killed: those of a thousand levels, without recursion."""
         self.request_stop()
-        self.keeper.kill_all()
+        return self.keeper.killed_with_it()
+
+    def stop_within(self, seconds: float, *, spares_body: bool) -> None:
+        """Begin to stop the children, whatever the block does: it is cancelled behind them, unless it asked for it."""
+        self._stops_first = True
+        self._spares_body = self._spares_body or spares_body
+        self.request_stop()
+        if seconds < math.inf:
+            self.nursery.start_soon(self._stop_at_last, seconds, name=f"{self._owner.path} (deadline)")
+
+    async def _stop_at_last(self, seconds: float) -> None:
+        with trio.move_on_after(seconds, shield=True):
+            await self.ended.wait()
+        if not self.ended.is_set():
+            self.stop_now()
 
     async def request(self, command: Command[T]) -> T:
         """Have the control task perform `command`; raises SupervisorClosed when it takes no more of these."""
@@ -281,8 +304,9 @@ class Control:
 
     async def _shut_down(self) -> None:
         """Let the body leave, then stop everything in reverse order."""
-        self.body_scope.cancel(f"supervisor {self._owner.path} ends")
-        while not self._has_body_left:
+        if not self._stops_first:
+            self.body_scope.cancel(f"supervisor {self._owner.path} ends")
+        while not self._has_body_left and not self._stops_first:
             # What the body stops on its way out is stopped, or it would wait for itself.
             if self._inbox:
                 await self._handle_stop(self._inbox.popleft())
@@ -290,6 +314,8 @@ class Control:
                 await self._parker.park()
         await self.stop_all()
         self.ended.set()
+        if not self._spares_body:
+            self.body_scope.cancel(f"supervisor {self._owner.path} has ended")
         while self._inbox:
             await self._handle_stop(self._inbox.popleft())
         for slot in self.roster.in_order():
@@ -333,7 +359,9 @@ class Control:
         if not self.keeper.schedule.allow(now):
             self._give_up(slot, reason)
             return
-        delay = self.keeper.schedule.delay(slot, now, random.random())  # noqa: S311 -- jitter, not a secret
+        delays = [0.0]  # a backoff of the user's own that raises is none
+        call_safely(lambda: delays.append(self.keeper.schedule.delay(slot, now, random.random())))  # noqa: S311 -- jitter
+        delay = delays[-1]
         slot.restarting()
         self._owner.emit(notices.ChildRestartScheduled(slot.path, delay, self.keeper.schedule.count(now)))
         if delay == 0:

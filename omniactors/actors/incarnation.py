@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omniactors.actors.rules import ExitReason, Ignore, crash_part, escaping_part, exit_reason
+from omniactors.actors.telling import call_safely
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
 
 
@@ -18,7 +19,7 @@ class Incarnation:
 
     A child that can stop by itself when asked sets `on_stop`, a plain function, before it calls
     `started()`; without one, asking is cancelling. A child that has shielded children of its own
-    sets `on_kill` too, which is called beside the cancellation.
+    sets `on_kill` too, which is called beside the cancellation and gives what is to be killed with it.
     """
 
     __slots__ = (
@@ -55,7 +56,7 @@ class Incarnation:
         # Keys in their order: a watcher that ends first is taken out, however many there are.
         self._at_end: dict[Callable[[ExitReason], None], None] | None = None
         self.before_end: Callable[[], None] | None = None
-        """Called when the child has ended, before anybody else is told: it frees the names that the child took."""
+        """Called when the child has ended, before anybody is told: frees the names of one that does not come back."""
         self.is_started = False
         self.value: Any = None
         self.reason: ExitReason | None = None
@@ -73,7 +74,7 @@ class Incarnation:
         self.on_settled: Callable[[], None] | None = None
         """Called at the moment in which the child is ready, or has ended before it was: for its supervisor."""
         self.on_stop: Callable[[], None] | None = None
-        self.on_kill: Callable[[], None] | None = None
+        self.on_kill: Callable[[], Sequence[Incarnation]] | Callable[[], None] | None = None
 
     def started(self, value: Any = None) -> None:  # noqa: ANN401 -- trio's TaskStatus takes any value
         """Tell the supervisor that the child is ready; `value` is handed to whoever started it."""
@@ -109,9 +110,7 @@ class Incarnation:
         if self.asked or self.reason is not None:
             return
         self.asked = True
-        if self.on_stop is not None:
-            self.on_stop()
-        else:
+        if self.on_stop is None or not call_safely(self.on_stop):
             self.scope.cancel("its supervisor stops it")
 
     def end_within(self, seconds: float, crash: BaseException | None = None) -> None:
@@ -126,13 +125,15 @@ class Incarnation:
             self.scope.cancel("its start is undone")
 
     def kill(self) -> None:
-        """Cancel the child now; idempotent."""
-        if self.reason is not None:
-            return
-        self.killed = True
-        if self.on_kill is not None:
-            self.on_kill()
-        self.scope.cancel("its supervisor's patience is over")
+        """Cancel the child now, and all that it runs itself, level by level; idempotent."""
+        pending = [self]
+        while pending:
+            run = pending.pop()
+            if run.reason is None:
+                run.killed = True
+                if run.on_kill is not None:
+                    call_safely(_collect, run.on_kill, pending)
+                run.scope.cancel("its supervisor's patience is over")
 
     async def run(self, body: Awaitable[object]) -> None:
         """Run the child, `body`, to its end. Never lets an Exception out: a crash becomes `reason`.
@@ -183,7 +184,7 @@ class Incarnation:
             self.before_end()
         told, self._at_end = self._at_end, None
         for call in told or ():
-            call(self.reason)
+            call_safely(call, self.reason)
         self._settle()
         if self._ended is not None:
             self._ended.set()
@@ -201,3 +202,7 @@ def _own_part(trace: TracebackType | None) -> TracebackType | None:
             break
         trace = trace.tb_next
     return trace
+
+
+def _collect(on_kill: Callable[[], Sequence[Incarnation]] | Callable[[], None], into: list[Incarnation]) -> None:
+    into += on_kill() or ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
@@ -49,38 +49,48 @@ class MailboxInfo:
     dropped: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChildInfo:
-    """One child, or the root of a tree, at one moment.
-
-    `failed` counts its crashes. `handling` is the type of the message in hand. `waits_for` is the
-    path of what it waits for in an ask or a tell, `waiting` for how many seconds. `stack` is where
-    its task stands, outermost first, as "file:line function". `history` holds its last exits,
-    newest last. Supervisors have `strategy`, `limit` and `restarts` (those in the window now).
-    """
+    """One child, or the root of a tree, at one moment; `as_dict()` is the same for JSON."""
 
     path: str
+    """The names from the root supervisor down to it, joined by '/'."""
     kind: Kind
     status: Status
     incarnation: int
+    """How often it was started."""
     restart: RestartType | None = None
+    """When it is started again; None for the root of the tree."""
     failed: int = 0
+    """How often it crashed."""
     history: tuple[PastExit, ...] = ()
+    """Its last exits, newest last."""
     mailbox: MailboxInfo | None = None
+    """Of actors and pools."""
     handling: str | None = None
+    """The type of the message in hand."""
     waits_for: str | None = None
+    """The path of what it waits for in an ask or a tell."""
     waiting: float | None = None
+    """For how many seconds it has waited so."""
     stack: tuple[str, ...] = ()
+    """Where its task stands, outermost first, as "file:line function"."""
     strategy: str | None = None
+    """Of supervisors: who is restarted with a child that failed."""
     limit: str | None = None
+    """Of supervisors: how many restarts are allowed."""
     restarts: int | None = None
+    """Of supervisors: how many there are in the window now."""
     children: tuple[ChildInfo, ...] = ()
+    """Of supervisors and pools, in start order."""
 
     def __iter__(self) -> Iterator[ChildInfo]:
         """All of the tree from here down, parents first."""
-        yield self
-        for child in self.children:
-            yield from child
+        pending = [self]
+        while pending:
+            info = pending.pop()
+            yield info
+            pending += reversed(info.children)
 
     def __getitem__(self, path: str) -> ChildInfo:
         """The one at `path`; raises KeyError."""
@@ -89,19 +99,62 @@ class ChildInfo:
                 return info
         raise KeyError(path)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChildInfo):
+            return NotImplemented
+        return all(mine == its for mine, its in zip_longest(_flat(self), _flat(other)))
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.status, self.incarnation))
+
+    def __repr__(self) -> str:
+        return f"<ChildInfo {self.path}: {self.kind}, {self.status}, {sum(1 for _ in self) - 1} below it>"
+
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return dataclasses.asdict(self)
+        """The same as JSON values, under the same names: dicts, lists, texts, numbers and null."""
+        written: dict[int, dict[str, Any]] = {}
+        for info in reversed(list(self)):  # children first
+            values = dict(vars(info))
+            values["history"] = [dataclasses.asdict(past) for past in info.history]
+            values["mailbox"] = dataclasses.asdict(info.mailbox) if info.mailbox is not None else None
+            values["stack"] = list(info.stack)
+            values["children"] = [written.pop(id(child)) for child in info.children]
+            written[id(info)] = values
+        return written[id(self)]
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self, "", ""))
+        return "\n".join(_lines(self))
 
 
-def describe_child(slot: Slot, loops: Sequence[CodeType]) -> ChildInfo:
-    """What the child of `slot` is doing; `loops` are the code of what takes messages and has them handled."""
+def _flat(info: ChildInfo) -> Iterator[list[object]]:
+    """The values of each in the tree, its children only by number."""
+    for each in info:
+        yield [len(value) if name == "children" else value for name, value in vars(each).items()]
+
+
+def describe_children(slots: Sequence[Slot], loops: Sequence[CodeType]) -> tuple[ChildInfo, ...]:
+    """What these children are doing, with all below them; `loops` are the code of what takes messages.
+
+    Not by recursion: trees may be a thousand levels deep.
+    """
+    found: list[tuple[Slot, int]] = []
+    pending = [(slot, -1) for slot in reversed(slots)]
+    while pending:
+        slot, parent = pending.pop()
+        found.append((slot, parent))
+        if slot.child.kind == "supervisor" and slot.value is not None:
+            pending += [(child, len(found) - 1) for child in reversed(slot.value.slots())]
+    below: list[list[ChildInfo]] = [[] for _ in range(len(found) + 1)]  # the last is for those without a parent
+    for number, (slot, parent) in reversed(list(enumerate(found))):
+        below[parent].append(_describe(slot, tuple(reversed(below[number])), loops))
+    return tuple(reversed(below[-1]))
+
+
+def _describe(slot: Slot, children: tuple[ChildInfo, ...], loops: Sequence[CodeType]) -> ChildInfo:
     place, now = slot.place, trio.current_time()
     queue = slot.ref.queue if isinstance(slot.ref, ActorRef) else None
-    nested: ChildInfo | None = slot.value.tree() if slot.child.kind == "supervisor" and slot.value is not None else None
+    is_nested = slot.child.kind == "supervisor" and slot.value is not None
+    strategy, limit, restarts = slot.value.limits() if is_nested else (None, None, None)
     is_waiting = place.waits_for is not None
     return ChildInfo(
         path=slot.path,
@@ -116,10 +169,10 @@ def describe_child(slot: Slot, loops: Sequence[CodeType]) -> ChildInfo:
         waits_for=place.waits_for.path if place.waits_for is not None else None,
         waiting=now - place.since if is_waiting else None,
         stack=slot.run.stack() if slot.run is not None else (),
-        strategy=nested.strategy if nested else None,
-        limit=nested.limit if nested else None,
-        restarts=nested.restarts if nested else None,
-        children=nested.children if nested else (),
+        strategy=strategy,
+        limit=limit,
+        restarts=restarts,
+        children=children,
     )
 
 
@@ -153,11 +206,16 @@ def _message_in_hand(slot: Slot, loops: Sequence[CodeType]) -> str | None:
     return None
 
 
-def _lines(info: ChildInfo, first: str, rest: str) -> Iterator[str]:
-    yield first + _line(info)
-    for number, child in enumerate(info.children, 1):
-        is_last = number == len(info.children)
-        yield from _lines(child, f"{rest}{LAST if is_last else '|'}- ", f"{rest}{'   ' if is_last else '|  '}")
+def _lines(info: ChildInfo) -> Iterator[str]:
+    pending = [(info, "", "")]
+    while pending:
+        each, first, rest = pending.pop()
+        yield first + _line(each)
+        branches = [
+            (child, f"{rest}{LAST if is_last else '|'}- ", f"{rest}{'   ' if is_last else '|  '}")
+            for child, is_last in zip(each.children, [*[False] * (len(each.children) - 1), True], strict=False)
+        ]
+        pending += reversed(branches)
 
 
 def _line(info: ChildInfo) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omniactors.actors import notices
-from omniactors.actors.rules import ExitReason
+from omniactors.actors.rules import ExitReason, should_restart
 from omniactors.actors.schedule import RestartSchedule
 from omniactors.actors.stopping import stop_run
 from omniactors.actors.waiting import RunningChild, running_child
@@ -78,13 +78,17 @@ class Keeper:
         if slot.state == "stopped":
             self._roster.opened(slot)
         self.schedule.call_off(slot, trio.current_time())
+        is_restart = slot.state == "restarting"
         run = slot.begin()
+        run.before_end = lambda: self._free_names(slot, run, is_restart=is_restart)
 
         def settle() -> None:
             self._release(slot)
             del self._starting[run]
             if run.is_started and not run.expected:
                 slot.ready(trio.current_time())
+                if slot.incarnation > 1:
+                    self._owner.registry.names.run_ready(slot.ref)
                 self._owner.emit(notices.ChildStarted(slot.path, slot.incarnation))
             on_settled(run)
 
@@ -93,6 +97,18 @@ class Keeper:
         self._hold_up(slot)
         self._context.run(self._spawn, slot, run)
         return run
+
+    def _free_names(self, slot: Slot, run: Incarnation, *, is_restart: bool) -> None:
+        """The child has ended, and nobody has been told: names stay only while another incarnation is to come."""
+        if self.stopping.is_set() or (run.expected and not run.for_restart):
+            comes_back = False
+        elif run.reason is None or not run.is_started:
+            comes_back = is_restart
+        else:
+            has_room = self.schedule.has_room(trio.current_time())
+            comes_back = run.for_restart or (should_restart(slot.spec.restart, run.reason) and has_room)
+        if not comes_back:
+            self._owner.registry.names.slot_closed(slot.ref)
 
     def take(self, slot: Slot, run: Incarnation) -> bool:
         """Note a child that is not wanted now; False when its start failed or was undone."""
@@ -153,11 +169,13 @@ class Keeper:
             elif slot.run is None and slot.reason is None:
                 slot.close(ExitReason.SHUTDOWN)
 
-    def kill_all(self) -> None:
-        """Cancel every child, and give none any grace from now on."""
+    def killed_with_it(self) -> list[Incarnation]:
+        """Give none any grace from now on; who is to be killed for that."""
         self._has_grace = False
-        for slot in self._roster.in_order():
-            kill(slot)
+        runs = [slot.run for slot in self._roster.in_order() if slot.run is not None]
+        for run in runs:
+            run.expected = True
+        return runs
 
     async def stop(self, slot: Slot) -> None:
         """Stop the child for good, call off its restart, keep the spec unless it is temporary."""

@@ -89,10 +89,6 @@ class ChildRef:
         """The registry of the child's tree."""
         return self._slot.supervisor.registry
 
-    def call_before_end(self, free: Callable[[], None]) -> bool:
-        """Have the registry called when the present incarnation ends, before anybody else; False if none is alive."""
-        return self._slot.call_before_end(free)
-
     async def stop(self) -> None:
         """Ask the child to stop, give it its grace time, then cancel it; it is not restarted.
 

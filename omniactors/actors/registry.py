@@ -1,7 +1,8 @@
 """The registry: names of services, and which actors of one tree stand behind them now.
 
 There is one for each tree, reached from its supervisors and actors; nothing is global. A name is
-freed before anybody hears of the end that freed it, so whoever hears may take the name at once.
+freed before anybody hears of the end that freed it, so whoever hears may take the name at once. An
+end after which the actor is started again frees nothing: callers wait, as with a reference.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class _Holding:
     """How one actor holds one name."""
 
     is_exclusive: bool
-    is_for_good: bool
-    """Whether it lasts until the child is down for good; else it ends with the incarnation."""
+    incarnation: int | None
+    """Which incarnation took the name for itself; None when it was registered by somebody else."""
 
 
 class Names:
@@ -76,7 +77,8 @@ class Names:
             raise NameTaken(key, other)
         before = holders.get(ref)
         if before is not None:
-            holding = _Holding(holding.is_exclusive, holding.is_for_good or before.is_for_good)
+            of_somebody_else = holding.incarnation is None or before.incarnation is None
+            holding = _Holding(holding.is_exclusive, None if of_somebody_else else holding.incarnation)
         holders[ref] = holding
         self._holders[key] = holders
         self._keys_of.setdefault(ref, {})[key] = None
@@ -97,10 +99,11 @@ class Names:
         if not holders:
             del self._holders[key]
 
-    def run_ended(self, ref: ChildRef) -> None:
-        """Free the names that this incarnation took; idempotent."""
+    def run_ready(self, ref: ChildRef) -> None:
+        """Free the names that an earlier incarnation took, and this one did not."""
         for key in tuple(self._keys_of.get(ref, ())):
-            if not self._holders[key][cast("ActorRef[Any]", ref)].is_for_good:
+            taken_in = self._holders[key][cast("ActorRef[Any]", ref)].incarnation
+            if taken_in is not None and taken_in < ref.incarnation:
                 self.remove(key, ref)
 
     def slot_closed(self, ref: ChildRef) -> None:
@@ -137,9 +140,10 @@ class Registry:
     """Finds the actors of a tree by the name of what they do; `supervisor.registry` and `actor.registry`.
 
     All supervisors, pools and actors of a tree share the names; two trees never see each other's.
-    Several actors may hold one name, unless the key is unique. What an actor registers itself under
-    is free again as soon as that incarnation has ended, before anybody is told, and the next
-    incarnation registers anew.
+    Several actors may hold one name, unless the key is unique. A name lasts until its actor is down for
+    good, and is free before anybody is told of that; over a restart it stays, and who looks it up
+    gets the reference and waits. What the actor took for itself the next incarnation takes anew until
+    it is ready, or it is free then.
     """
 
     __slots__ = ("_me", "names")
@@ -156,18 +160,17 @@ class Registry:
     def register(self, key: ServiceKey[M], ref: ActorRef[M] | None = None) -> None:
         """Let `ref` be found under `key`; an actor that names nobody registers itself.
 
-        An actor's registration of itself ends with its incarnation. One for another actor, made by
-        anybody, lasts over restarts until that actor is down for good. Raises NameTaken, which
+        It lasts until that actor is down for good. An actor that has registered itself registers anew
+        after a restart, until it is ready. Raises NameTaken, which
         carries the holder, if the key is unique (here or where the holder used it), ActorStopped
         when the actor has ended, and ValueError for an actor of another tree.
         """
         who = self._who(ref)
         if who.registry != self:
             raise ValueError(f"{who.path} belongs to another tree, and each tree has a registry of its own")
-        is_for_good = who is not self._me
-        if who.status == "stopped" or not (is_for_good or who.call_before_end(lambda: self.names.run_ended(who))):
+        if who.status == "stopped":
             raise ActorStopped(who.path, key)
-        self.names.add(key, who, _Holding(key.unique, is_for_good))
+        self.names.add(key, who, _Holding(key.unique, who.incarnation if who is self._me else None))
 
     def unregister(self, key: ServiceKey[M], ref: ActorRef[M] | None = None) -> None:
         """Let `ref`, or the actor itself, no longer be found under `key`; harmless when it was not."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import trio
 
+from omniactors.errors import shown
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,7 +62,7 @@ class ExitReason:
         return isinstance(self.error, kind)
 
     def __str__(self) -> str:
-        return self.kind if self.error is None else f"{self.kind}: {self.error!r}"
+        return self.kind if self.error is None else f"{self.kind}: {shown(self.error)}"
 
 
 ExitReason.NORMAL = ExitReason("normal")

@@ -37,6 +37,10 @@ class RestartSchedule:
         """Count one restart; False when it is one too many."""
         return self._window.allow(self._clock(now))
 
+    def has_room(self, now: float) -> bool:
+        """Whether one restart more is allowed; counts none."""
+        return self.count(now) < self._window.intensity.restarts
+
     def count(self, now: float) -> int:
         """How many restarts the window holds."""
         return self._window.count(self._clock(now))

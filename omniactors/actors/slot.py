@@ -43,8 +43,9 @@ class SlotOwner(Protocol):
         """The registry of the supervisor's tree."""
         ...
 
-    def emit(self, notice: Notice) -> None:
-        """Tell the world."""
+    @property
+    def emit(self) -> Callable[[Notice], None]:
+        """Tells the world."""
         ...
 
     def inspect_slot(self, slot: Slot) -> ChildInfo:
@@ -176,13 +177,6 @@ class Slot:
         """Take `call_at_end(told)` back."""
         if self.run is not None:
             self.run.forget_at_end(told)
-
-    def call_before_end(self, free: Callable[[], None]) -> bool:
-        """Have `free` called when the present incarnation ends, before anybody is told; False when none is alive."""
-        if self.run is None or self.run.reason is not None:
-            return False
-        self.run.before_end = free
-        return True
 
     async def wait_stopped(self) -> ExitReason:
         """Wait until no incarnation is alive and none is to come; cancellable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
@@ -11,12 +12,13 @@ import trio
 from omniactors.actors.cell import MESSAGE_LOOPS
 from omniactors.actors.commands import ActionCommand, StartCommand, StopCommand
 from omniactors.actors.control import Control
-from omniactors.actors.inspection import ChildInfo, describe_child
+from omniactors.actors.inspection import ChildInfo, describe_children
 from omniactors.actors.keeper import kill
 from omniactors.actors.notices import TreeReport
 from omniactors.actors.registry import Names, Registry
 from omniactors.actors.rules import crash_part
 from omniactors.actors.specs import as_spec
+from omniactors.actors.telling import Teller
 from omniactors.actors.waiting import Place, check_not_inside, current_place, running_child
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from omniactors.actors.actor import Actor
     from omniactors.actors.commands import Command
+    from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.notices import Notice
     from omniactors.actors.pool import BroadcastPool, Pool
     from omniactors.actors.poolrefs import BroadcastRef, PoolRef
@@ -69,8 +72,13 @@ class Supervisor:
         self.registry = registry or Registry(self._own_names)
         """Finds the actors of the whole tree by name: the parent's, when there is one."""
         self._specs = list(specs)
-        self._emit = emit
+        # The whole tree has one: a notice does not go up through a thousand levels.
+        self.emit: Callable[[Notice], None] = emit if isinstance(emit, Teller) else Teller(emit)
+        """Hands a notice to whoever watches the tree, or to the log when nobody does."""
+        self._is_root = self.emit is not emit
         self._control = self.control_type(self, flags, self._specs)
+        self._body: trio.lowlevel.Task | None = None
+        """The task that runs the block."""
 
     @property
     def path(self) -> str:
@@ -99,6 +107,7 @@ class Supervisor:
                     with self._waiting():
                         await control.ready.wait()
                     if not control.has_start_failed:
+                        self._body = trio.lowlevel.current_task()
                         with control.body_scope:
                             yield self
                 except BaseException as error:
@@ -111,6 +120,9 @@ class Supervisor:
         except BaseException as error:  # noqa: BLE001 -- raised below, when it is known what else there is to raise
             escaped = error
         self._own_names.close()
+        self._body = None
+        if self._is_root and isinstance(self.emit, Teller):
+            self.emit.flush()
         outcome = _outcome(escaped, control.failure, body_error)
         if outcome is not None:
             raise outcome
@@ -157,6 +169,10 @@ class Supervisor:
         """Ask the supervisor to end without grace: everything left is cancelled at once."""
         self._control.stop_now()
 
+    def killed_with_it(self) -> list[Incarnation]:
+        """As `stop_now`, but what it runs is still to be killed, by whoever asks; nests without recursion."""
+        return self._control.killed_with_it()
+
     async def wait_stopping(self) -> None:
         """Wait until the supervisor is about to end, whatever the reason; cancellable."""
         await self._control.keeper.stopping.wait()
@@ -171,11 +187,6 @@ class Supervisor:
         Instead of leaving the block, which stops the children.
         """
         await self._control.roster.wait_idle()
-
-    def emit(self, notice: Notice) -> None:
-        """Hand a notice to whoever watches the tree."""
-        if self._emit is not None:
-            self._emit(notice)
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -205,16 +216,26 @@ class Supervisor:
         time in proportion to the children.
         """
         control = self._control
+        strategy, limit, restarts = self.limits()
         return ChildInfo(
             path=self.path,
             kind="supervisor",
             status="running" if control.is_open and not control.ended.is_set() else "stopped",
             incarnation=1,
-            strategy=self.flags.strategy,
-            limit=str(self.flags.intensity),
-            restarts=control.keeper.schedule.count(trio.current_time()),
-            children=tuple(self.inspect_slot(slot) for slot in control.roster.in_order()),
+            strategy=strategy,
+            limit=limit,
+            restarts=restarts,
+            children=describe_children(self.slots(), MESSAGE_LOOPS),
         )
+
+    def limits(self) -> tuple[str, str, int]:
+        """For inspection: the strategy, how many restarts are allowed, and how many there are in the window now."""
+        restarts = self._control.keeper.schedule.count(trio.current_time())
+        return self.flags.strategy, str(self.flags.intensity), restarts
+
+    def slots(self) -> list[Slot]:
+        """For inspection: the children's records, in start order."""
+        return self._control.roster.in_order()
 
     def report(self) -> None:
         """Give the tree to whoever watches it, as a `TreeReport`."""
@@ -222,7 +243,7 @@ class Supervisor:
 
     def inspect_slot(self, slot: Slot) -> ChildInfo:
         """As `ChildRef.inspect`, by slot."""
-        return describe_child(slot, MESSAGE_LOOPS)
+        return describe_children([slot], MESSAGE_LOOPS)[0]
 
     def places(self) -> list[Place]:
         """Where the children stand in the wait-for graph, in start order."""
@@ -267,6 +288,26 @@ class Supervisor:
         while (undone := control.being_undone(spec.id)) is not None:
             await undone.wait_stopped()
         return await control.request(StartCommand(lambda command: control.begin_new(spec, command)))
+
+    async def stop(self, *, deadline: float = math.inf) -> None:
+        """Stop the children in order and end; returns when all have ended. Idempotent, from anywhere in the run.
+
+        After `deadline` seconds whoever is left is cancelled, as by `stop_now`. In the supervisor's own
+        block it returns there, and the block goes on without children; called elsewhere, the block is
+        cancelled when the children have ended. An actor of this tree, which would wait for its own end,
+        gets DeadlockError; a function is cancelled like any child. Cancelled midway, the stop goes on by
+        itself, deadline included. A permanent subtree is started again by the supervisor above it:
+        stop that child with its reference.
+        """
+        if math.isnan(deadline) or deadline < 0:
+            raise ValueError(f"deadline must be a number of seconds of at least 0, not {deadline!r}")
+        check_not_inside(self.place)
+        control = self._control
+        if control.is_open and not control.ended.is_set():
+            control.stop_within(deadline, spares_body=trio.lowlevel.current_task() is self._body)
+            await control.ended.wait()
+        else:
+            await trio.lowlevel.checkpoint()
 
     async def stop_child(self, child_id: Hashable) -> None:
         """Stop a child by its own shutdown rule; its spec stays, unless it is temporary.

@@ -179,7 +179,7 @@ async def run_nested(supervisor: Supervisor, status: Incarnation, on_stop: Calla
     try:
         async with supervisor.running():
             status.on_stop = lambda: on_stop(supervisor)
-            status.on_kill = supervisor.stop_now
+            status.on_kill = supervisor.killed_with_it
             status.started(supervisor)
             await supervisor.wait_stopping()
     except GaveUp as error:

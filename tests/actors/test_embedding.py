@@ -259,6 +259,7 @@ def test_importing_the_actors_loads_trio_and_nothing_else() -> None:
     assert {name for name in ours if not name.startswith("omniactors.actors")} <= {
         "omniactors.backoff",
         "omniactors.errors",
+        "omniactors.tracebacks",
     }
 
 

@@ -11,11 +11,14 @@ from trio.testing import wait_all_tasks_blocked
 from omniactors import (
     ActorRef,
     ActorStopped,
+    Backoff,
     ChildRef,
     ChildSpec,
     ChildStartError,
     DynamicSupervisor,
     ExitReason,
+    GaveUp,
+    Intensity,
     NameTaken,
     Registry,
     Request,
@@ -258,6 +261,79 @@ async def test_a_restart_registers_anew() -> None:
         assert sup.registry.keys() == [COUNTERS], "what the first incarnation took later is gone"
 
 
+async def test_a_registered_name_outlives_the_restart_of_its_actor(autojump_clock: MockClock) -> None:
+    """Callers wait, as with a reference."""
+    async with open_supervisor(backoff=Backoff(initial=5, jitter=0)) as sup:
+        service = await sup.start_child(Service, COUNTERS, LEADER)
+        heir = await sup.start_child(ChildSpec(Service, id="heir"))
+        await service.tell(Boom())
+        await wait_all_tasks_blocked()
+        assert service.status == "restarting"
+        assert sup.registry.lookup(COUNTERS) == sup.registry.lookup(LEADER) == service
+        with pytest.raises(NameTaken):
+            sup.registry.register(LEADER, heir)
+        assert await sup.registry.lookup(COUNTERS).ask(Total()) == 0
+        assert service.incarnation == 2
+        assert sup.registry.keys() == [COUNTERS, LEADER]
+
+
+async def test_a_name_stays_while_the_restart_fails_and_is_free_when_the_child_ends_for_good(
+    autojump_clock: MockClock,
+) -> None:
+    starts: list[bool] = [True, False, False, True]
+
+    class Flaky(Service):
+        async def on_start(self) -> None:
+            await super().on_start()
+            if not starts.pop(0):
+                raise OSError("not yet")
+
+    async with open_supervisor(backoff=Backoff(initial=1, factor=1, jitter=0)) as sup:
+        service = await sup.start_child(Flaky, LEADER)
+        await service.tell(Boom())
+        for _ in range(4):
+            assert sup.registry.lookup(LEADER) == service
+            await trio.sleep(1.01)
+        assert (service.status, service.incarnation) == ("running", 4)
+        await service.stop()
+        with pytest.raises(ServiceNotFound):
+            sup.registry.lookup(LEADER)
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+async def test_names_of_a_group_outlive_its_restart(strategy: Any) -> None:
+    seen: list[bool] = []
+
+    class Watching(Service):
+        async def on_stop(self, reason: ExitReason) -> None:
+            seen.append(self.registry.find(COUNTERS) is not None)
+
+    async with open_supervisor(strategy=strategy) as sup:
+        first = await sup.start_child(Counter)
+        service = await sup.start_child(ChildSpec(Watching, COUNTERS))
+        ends: list[bool] = []
+        service.call_at_end(lambda _reason: ends.append(sup.registry.find(COUNTERS) is not None))
+        await first.tell(Boom())
+        await wait_all_tasks_blocked()
+        assert await sup.registry.lookup(COUNTERS).ask(Total()) == 0
+        assert (seen, ends, service.incarnation) == ([True], [True], 2)
+
+
+async def test_who_gives_up_frees_its_names_before_anybody_hears() -> None:
+    heard: list[list[Any]] = []
+
+    async def work() -> None:
+        async with open_supervisor(intensity=Intensity(0)) as sup:
+            service = await sup.start_child(Service, COUNTERS)
+            service.call_at_end(lambda _reason: heard.append(sup.registry.keys()))
+            await service.tell(Boom())
+            await trio.sleep_forever()
+
+    with pytest.raises(GaveUp):
+        await work()
+    assert heard == [[]]
+
+
 async def test_a_registration_from_outside_lasts_over_restarts() -> None:
     async with open_supervisor() as sup:
         counter = await sup.start_child(ChildSpec(Counter, restart="transient"))
@@ -299,7 +375,7 @@ async def test_a15_a_name_is_free_before_anybody_hears_of_the_end(way: str) -> N
                     take(heirs[0])
 
         service = await sup.start_child(ChildSpec(Service, LEADER, restart="temporary"))
-        sup.emit = Hearer()  # type: ignore[method-assign]
+        sup.emit = Hearer()
         service.call_at_end(lambda _reason: take(heirs[1]))
 
         async def wait() -> None:
@@ -318,7 +394,7 @@ async def test_a15_a_name_is_free_before_anybody_hears_of_the_end(way: str) -> N
             await service.stop_now()
         await wait_all_tasks_blocked()
         assert sorted(taken) == ["end", "notice", "wait"]
-        sup.emit = Notices()  # type: ignore[method-assign]
+        sup.emit = Notices()
 
 
 async def test_a_failed_start_leaves_no_name() -> None:
