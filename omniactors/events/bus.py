@@ -18,7 +18,7 @@ from omniactors.events.audience import Audience
 from omniactors.events.context import current_run
 from omniactors.events.entrance import Entrance
 from omniactors.events.event import GAP, Draft, Event, parse_position, position
-from omniactors.events.history import HEAVY, Histories, Ring, approximate_size
+from omniactors.events.history import EVENT_BYTES, HEAVY, Histories, Ring, approximate_size
 from omniactors.events.patterns import Selection, Where, parse_patterns
 from omniactors.events.queue import EndReason, Loss, Overflow, SubscriberQueue
 from omniactors.events.statistics import BusStats, SubscriberStats
@@ -289,10 +289,10 @@ class EventBus:
         if self._audience.leavers:
             self._audience.forget_leavers()
         match item:
-            case Draft():
-                self._take_draft(item)
             case Event():
                 self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
+            case Draft():
+                self._take_draft(item)
             case _Packed():
                 self._stamp(item.event, item.run_id, item.timestamp)
             case _CloseRun():
@@ -362,7 +362,7 @@ class EventBus:
                 self._newest = draft
                 self._head = draft.offset
                 self._quiet.popleft()
-                self._ring.append(draft, approximate_size(draft))
+                self._ring.append(draft, EVENT_BYTES + draft.weight)
                 self._fresh.append(draft)
         if self._fresh:
             self._histories.extend(self._fresh)
@@ -386,7 +386,7 @@ class EventBus:
         kept = self._written(draft) if is_wanted else draft
         self._newest = draft
         self._head = draft.offset
-        size = approximate_size(draft)
+        size = EVENT_BYTES + draft.weight
         self._ring.append(kept, size)
         self._histories.append(kept, size)
         if isinstance(kept, Event):

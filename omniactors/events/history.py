@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omniactors.events.event import Draft, Event, ReadOnlyDict
@@ -26,13 +26,17 @@ MAX_CLOSED_RUNS = 10_000
 HEAVY = 4096
 """Bytes from which on an event counts by its size, not only by number, wherever events are kept."""
 
-_EVENT_BYTES = 400
+EVENT_BYTES = 400
 """About what an event occupies without its values."""
 _VALUE_BYTES = 64
 """About what one value, or one element of a container, occupies."""
 _MAX_VALUES = 100_000
 """Values that are looked at; an event of more counts as larger than all that is kept."""
 _HUGE = 1 << 40
+_EXACT = 1000
+"""Characters from which on a text is measured: one of them may take four bytes."""
+_BIG = 1 << 64
+"""An integer beyond this takes more room than any other value."""
 
 
 class Ring:
@@ -116,7 +120,8 @@ class Histories:
     def append(self, event: Kept, size: int) -> None:
         """Keep the event in its run; a run that had ended is open again."""
         self._keep(event)
-        self._closed.pop(_closed_key(event.run_id), None)
+        if self._closed:
+            self._closed.pop(_closed_key(event.run_id), None)
         if size > HEAVY:
             self._weigh_in(event, size)
 
@@ -126,8 +131,14 @@ class Histories:
         for draft in reversed(drafts):
             by_last_use.setdefault(draft.run_id, draft)
         staying = set(islice(by_last_use, self._max_runs))
-        for draft in drafts:
-            if draft.run_id in staying:
+        used: dict[str, int] = {}
+        for index, draft in enumerate(drafts):
+            run_id = draft.run_id
+            if run_id in staying:
+                before = used.get(run_id)
+                if (before is None or index - before > self._max_runs) and run_id in self._runs:
+                    self._drop_if_pushed_out(run_id, drafts, before, index)
+                used[run_id] = index
                 self._keep(draft)
         for run_id, last in reversed(by_last_use.items()):
             if last.ends_run:
@@ -169,6 +180,14 @@ class Histories:
         self._heavy_bytes = sum(size for _, size in self._heavy.values())
         self.append(event, size)
 
+    def _drop_if_pushed_out(self, run_id: str, drafts: Sequence[Draft], before: int | None, index: int) -> None:
+        """Forget the run if so many others were used between draft number `before` of it, or earlier, and `index`."""
+        others = {draft.run_id for draft in drafts[0 if before is None else before + 1 : index]}
+        if before is None:
+            others.update(takewhile(lambda other: other != run_id, reversed(self._runs)))
+        if len(others) >= self._max_runs:
+            self._forget(self._runs.pop(run_id))
+
     def _weigh_in(self, event: Kept, size: int) -> None:
         """Note a large event, and let go of the oldest that have no more room, with what is older in their runs."""
         heavy = self._heavy
@@ -197,9 +216,11 @@ class Histories:
         elif not events or event.offset > events[-1].offset:  # else it was kept when an exception interrupted this
             runs.move_to_end(run_id)
             events.append(event)
-            if len(events) > self._per_run:
-                self._forget(events[: -self._per_run])
-                del events[: -self._per_run]
+            excess = len(events) - self._per_run
+            if excess > 0:
+                if self._heavy:
+                    self._forget(events[:excess])
+                del events[:excess]
 
     def _forget(self, events: Sequence[Kept]) -> None:
         if self._heavy:
@@ -214,14 +235,16 @@ def _closed_key(run_id: str) -> str | int:
 
 def approximate_size(event: Kept) -> int:
     """Bytes that an event occupies, about, with all that JSON knows in it; other objects are not looked into."""
-    size = _EVENT_BYTES + len(event.run_id) + len(event.event_type)
     if isinstance(event, Draft):
-        return size + event.weight
-    size += len(event.data) * _VALUE_BYTES
+        return EVENT_BYTES + event.weight
+    size = EVENT_BYTES + len(event.run_id) + len(event.event_type) + len(event.data) * _VALUE_BYTES
     for value in event.data.values():
         kind = type(value)
-        if kind is str or kind is bytes or kind is int:
-            size += value.__sizeof__()
+        if kind is str:
+            size += len(value) if len(value) < _EXACT else value.__sizeof__()
+        elif kind is int:
+            if not -_BIG < value < _BIG:
+                size += value.__sizeof__()
         elif kind is not float and kind is not bool:
             size += _size_inside(value)
     return size

@@ -9,7 +9,7 @@ events.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -39,6 +39,10 @@ class Loss(msgspec.Struct, frozen=True, gc=False):
     first: int | None
     last: int
     why: LossReason
+
+
+_Loss: TypeAlias = tuple[int | None, int | None, int, LossReason]
+"""What a `Loss` is made of: who publishes replaces the last one with each event that finds no room."""
 
 
 class SubscriberQueue:
@@ -79,7 +83,7 @@ class SubscriberQueue:
         self._backlog: deque[Event] = deque()
         self._live: deque[Event] = deque()
         # In the order of offsets; each stands before the first event whose offset is behind it.
-        self._losses: deque[Loss] = deque()
+        self._losses: deque[_Loss] = deque()
         self._told = 0
         # Offset and size of large events, some of which may have left `_live`.
         self._heavy: deque[tuple[int, int]] = deque()
@@ -93,7 +97,7 @@ class SubscriberQueue:
     @property
     def dropped(self) -> int:
         """Events that matched and did not find room."""
-        return self._told + sum(loss.lost or 0 for loss in tuple(self._losses) if loss.why == "overflow")
+        return self._told + sum(lost or 0 for lost, _, _, why in tuple(self._losses) if why == "overflow")
 
     @property
     def matched(self) -> int:
@@ -114,8 +118,8 @@ class SubscriberQueue:
     def oldest_offset(self) -> int | None:
         """The offset of the next thing to read, None when there is nothing."""
         events = self._backlog or self._live
-        if self._losses and (not events or self._losses[0].last < events[0].offset):
-            return self._losses[0].last
+        if self._losses and (not events or self._losses[0][2] < events[0].offset):
+            return self._losses[0][2]
         return events[0].offset if events else None
 
     def offer(self, event: Event) -> None:
@@ -147,7 +151,7 @@ class SubscriberQueue:
         """Put past events before all live ones, behind what was replayed already; `loss` precedes them."""
         newest = self._backlog[-1].offset if self._backlog else self.taken
         if loss is not None:
-            self._losses.append(loss)
+            self._losses.append((loss.lost, loss.first, loss.last, loss.why))
         self._backlog.extend(event for event in events if event.offset > newest)
 
     def end(self, reason: EndReason) -> None:
@@ -159,8 +163,8 @@ class SubscriberQueue:
     def take(self) -> Event | Loss | None:
         """The next event or loss in order, or None when there is none now."""
         events = self._backlog or self._live
-        if self._losses and (not events or self._losses[0].last < events[0].offset):
-            loss = self._losses.popleft()
+        if self._losses and (not events or self._losses[0][2] < events[0].offset):
+            loss = Loss(*self._losses.popleft())
             self.taken = max(self.taken, loss.last)
             if loss.why == "overflow":
                 self._told += loss.lost or 0
@@ -172,21 +176,15 @@ class SubscriberQueue:
         self.delivered += 1
         return event
 
-    def take_batch(self, limit: int) -> list[Event | Loss]:
-        """Up to `limit` of what `take` would give, one after another."""
-        batch: list[Event | Loss] = []
-        if not self._backlog and not self._losses:
-            live = self._live
-            if live:
-                # The common case, of live events only, written out: half of what reading one costs is the call.
-                taken = [live.popleft() for _ in range(min(limit, len(live)))]
-                self.taken = taken[-1].offset
-                self.delivered += len(taken)
-                return [*taken]
-            return batch
-        while len(batch) < limit and (item := self.take()) is not None:
-            batch.append(item)
-        return batch
+    def take_live(self, limit: int) -> list[Event]:
+        """Up to `limit` live events; none when something else is to be told first, or there are none."""
+        live = self._live
+        if self._backlog or self._losses or not live:
+            return []
+        taken = [live.popleft() for _ in range(min(limit, len(live)))]
+        self.taken = taken[-1].offset
+        self.delivered += len(taken)
+        return taken
 
     def discard(self) -> None:
         """Let go of everything unread: who leaves does not want it, so it is neither dropped nor matched."""
@@ -197,11 +195,11 @@ class SubscriberQueue:
     def repair(self, event: Event | None, size: int) -> None:
         """Complete what an exception may have interrupted: `event`, the newest, was meant for this queue or none."""
         losses, live = self._losses, self._live
-        if self.overflow == "drop_oldest" and losses and live and losses[-1].last >= live[0].offset:
+        if self.overflow == "drop_oldest" and losses and live and losses[-1][2] >= live[0].offset:
             live.popleft()
         if event is not None:
             ends = [end[-1] for end in (self._backlog, live) if end]
-            newest = max(self.taken, losses[-1].last if losses else 0, *(end.offset for end in ends))
+            newest = max(self.taken, losses[-1][2] if losses else 0, *(end.offset for end in ends))
             if event.offset > newest:
                 self.offer_heavy(event, size)
         if self.stirs:
@@ -221,23 +219,24 @@ class SubscriberQueue:
             self._drop_oldest()
             self._live.append(event)
             return
-        last = losses[-1] if losses else None
         # One loss stands for all that were refused in a row; each change is one step, which nothing interrupts.
-        if last is not None and last.why == "overflow" and last.last > self._live[-1].offset:
-            losses[-1] = Loss((last.lost or 0) + 1, last.first, offset, "overflow")
-        else:
-            losses.append(Loss(1, offset, offset, "overflow"))
+        if losses:
+            lost, first, last, why = losses[-1]
+            if why == "overflow" and last > self._live[-1].offset:
+                losses[-1] = ((lost or 0) + 1, first, offset, why)
+                return
+        losses.append((1, offset, offset, "overflow"))
         if self.overflow == "close":
             self.end("overflow")
 
     def _drop_oldest(self) -> None:
         """Let the oldest live event go; under this rule all losses to it stand before the first live event."""
         losses, offset = self._losses, self._live[0].offset
-        last = losses[-1] if losses else None
-        if last is not None and last.why == "overflow":
-            losses[-1] = Loss((last.lost or 0) + 1, last.first, offset, "overflow")
+        if losses and losses[-1][3] == "overflow":
+            lost, first, _, why = losses[-1]
+            losses[-1] = ((lost or 0) + 1, first, offset, why)
         else:
-            losses.append(Loss(1, offset, offset, "overflow"))
+            losses.append((1, offset, offset, "overflow"))
         self._live.popleft()
 
     def _wake(self) -> None:
