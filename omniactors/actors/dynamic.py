@@ -63,7 +63,7 @@ class DynamicSupervisor(Supervisor):
 
     def _adopted(self, slot: Slot) -> Supervisor:
         self.place.path = slot.path
-        self.emit = slot.supervisor.emit
+        self.emit, self.is_root = slot.supervisor.emit, False
         self.registry = slot.supervisor.registry
         return self
 

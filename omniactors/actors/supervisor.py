@@ -75,7 +75,8 @@ class Supervisor:
         # The whole tree has one: a notice does not go up through a thousand levels.
         self.emit: Callable[[Notice], None] = emit if isinstance(emit, Teller) else Teller(emit)
         """Hands a notice to whoever watches the tree, or to the log when nobody does."""
-        self._is_root = self.emit is not emit
+        self.is_root = self.emit is not emit
+        """Whether there is no supervisor above it."""
         self._control = self.control_type(self, flags, self._specs)
         self._body: trio.lowlevel.Task | None = None
         """The task that runs the block."""
@@ -121,7 +122,7 @@ class Supervisor:
             escaped = error
         self._own_names.close()
         self._body = None
-        if self._is_root and isinstance(self.emit, Teller):
+        if self.is_root and isinstance(self.emit, Teller):
             self.emit.flush()
         outcome = _outcome(escaped, control.failure, body_error)
         if outcome is not None:

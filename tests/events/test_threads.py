@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
@@ -314,3 +315,38 @@ async def test_subscribing_in_a_signal_handler_in_the_middle_of_a_publish_is_ref
     with pytest.raises(RuntimeError, match="a signal handler"):
         bus.publish(Event(event_type="x"))
     assert len(bus.stats()["subscribers"]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_forked_child_has_a_bus_of_its_own() -> None:
+    """Even one that is forked in the middle of a publish, under a run that waits."""
+    bus = EventBus()
+    events = bus.subscribe_global()
+    queue = events._subscriber.queue  # noqa: SLF001 -- it calls something inside, where a thread may fork
+    reading, writing = os.pipe()
+
+    def in_child() -> None:
+        before = bus.head
+        in_thread(lambda: publish(bus, 1))
+        publish(bus, 1)
+        os.write(writing, f"{bus.epoch} {bus.source} {bus.head - before} {bus.stats()['head'] - before}".encode())
+
+    def fork() -> None:
+        queue.wake = None
+        if os.fork() == 0:
+            try:
+                in_child()
+            finally:
+                os._exit(0)
+
+    queue.wake = fork
+    publish(bus, 1)
+    os.close(writing)
+    epoch, source, *counts = (await trio.to_thread.run_sync(os.read, reading, 1000)).decode().split()
+    os.close(reading)
+    os.wait()  # noqa: ASYNC222 -- it is over, or about to be
+    assert epoch != bus.epoch
+    assert source != bus.source
+    assert counts == ["2", "2"]
+    assert (events.queued, bus.head) == (1, 1)
