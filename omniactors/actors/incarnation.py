@@ -180,8 +180,9 @@ class Incarnation:
         if self.reason.error is not None and escaping_part(self.reason.error) is None:
             self.reason.error.__traceback__ = _own_part(self.reason.error.__traceback__)
         self.on_stop = self.on_kill = self.task = self.nursery = None
-        if self.before_end is not None:
-            self.before_end()
+        before_end, self.before_end = self.before_end, None
+        if before_end is not None:
+            before_end()
         told, self._at_end = self._at_end, None
         for call in told or ():
             call_safely(call, self.reason)
