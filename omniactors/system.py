@@ -46,6 +46,7 @@ from omniactors.operations.agents import AgentOperations
 from omniactors.operations.config import ConfigOperations
 from omniactors.operations.health import Health, examine, read_health, read_metrics
 from omniactors.operations.results import ResultOperations
+from omniactors.operations.storage import StorageOperations
 from omniactors.operations.streams import StreamOperations
 from omniactors.operations.tasks import BatchItem, TaskOperations
 from omniactors.settings import MemoryUrl, RedisUrl, Settings, read_settings
@@ -110,6 +111,7 @@ class OmniActors:
         self.results = ResultOperations(self._backend, result_ttl=self.settings.result_ttl)
         self.streams = StreamOperations(self._backend)
         self.config = ConfigOperations(self._backend)
+        self.storage = StorageOperations(self._backend)
         self._supervisor: Supervisor | None = None
         self._gateway_url: str | None = None
         self._gateway_port: int | None = None

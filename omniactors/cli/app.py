@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 import omniactors
-from omniactors.cli import agents, configuration, health, streams, tasks
+from omniactors.cli import agents, configuration, health, storage, streams, tasks
 from omniactors.cli.exits import ExitCode, OutputClosed, OutputFailed, exit_code, expected_error
 from omniactors.cli.loading import UserCodeError
 from omniactors.cli.output import (
@@ -49,6 +49,7 @@ app.add_typer(agents.app, name="agent")
 app.add_typer(streams.app, name="streams")
 app.add_typer(streams.app, name="bus", help="The same as streams.")
 app.add_typer(configuration.app, name="config")
+app.add_typer(storage.app, name="storage")
 app.command()(watch)
 app.command()(health.metrics)
 app.command()(health.health)

@@ -7,6 +7,7 @@ from enum import IntEnum
 from omniactors.errors import (
     AgentError,
     BackendError,
+    BackendRefused,
     EnvelopeError,
     GatewayError,
     OmniActorsError,
@@ -68,6 +69,8 @@ def exit_code(error: OmniActorsError) -> ExitCode:
             return error.code
         case SettingsError() | EnvelopeError() | AgentError():
             return ExitCode.USAGE
+        case BackendRefused():
+            return ExitCode.FAILED
         case BackendError() | GatewayError():
             return ExitCode.UNAVAILABLE
     return ExitCode.FAILED

@@ -19,6 +19,7 @@ from omniactors.streams.settlement import DeadReason, EntryKey, Publication, Res
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 
 class Want(msgspec.Struct, frozen=True, gc=False):
@@ -396,6 +397,22 @@ class Backend(Protocol):
 
     async def config(self) -> dict[str, Any]:
         """All values that are kept, by key."""
+        ...
+
+    async def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        """Copy all that is stored at one moment to a file, whole or not at all, while others read and write.
+
+        Raises BackendRefused when the file exists and may not be overwritten, or when this store is copied by
+        other means: the error says by which.
+        """
+        ...
+
+    async def restore(self, source: Path) -> Path | None:
+        """Put a backup in the place of what is stored, while nobody uses it; where the replaced file is now.
+
+        Raises BackendBusy when somebody does, BackendRefused for what is no sound backup, or when this store is
+        restored by other means.
+        """
         ...
 
     async def diagnose(self) -> list[Finding]:

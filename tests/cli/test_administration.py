@@ -248,3 +248,26 @@ def test_agents_of_one_topic_are_listed_below_it(cli: Cli, tmp_path: Path) -> No
         rows = [line.split() for line in cli("streams", "list").stdout.splitlines()]
     head = ["Topic", "Agent", "Length", "Scheduled", "Waiting", "Pending", "Delayed", "Dead"]
     assert rows == [head, ["echo", "echo", *"000000"], ["second", *"0000"], ["moody", "moody", *"000000"]]
+
+
+# -- storage ------------------------------------------------------------------------------------
+
+
+def test_the_store_is_backed_up_while_it_runs_and_put_back_when_it_does_not(
+    store: Cli, tmp_path: Path, cli: Cli
+) -> None:
+    published = publish(store, "echo", '"hello"')
+    assert fate(store, published, 10) == "success"
+    assert "Backed up" in store("storage", "backup", "copy.db").stderr
+    again = store("storage", "backup", "copy.db")
+    assert (again.code, "exists already" in again.stderr) == (1, True)
+    assert store("storage", "backup", "copy.db", "--force").code == 0
+    refused = store("storage", "restore", "copy.db")
+    assert refused.code != 0
+    assert "is in use" in refused.stderr
+
+
+def test_a_store_that_is_not_there_is_not_made_by_its_backup(tmp_path: Path, cli: Cli) -> None:
+    refused = cli("storage", "backup", "copy.db")
+    assert (refused.code, "nothing to back up" in refused.stderr) == (1, True)
+    assert list(tmp_path.iterdir()) == []

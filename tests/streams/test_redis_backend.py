@@ -412,6 +412,14 @@ class TestStrangers:
 
 
 class TestLookingAround:
+    async def test_a_backup_is_the_server_s_own_business_and_that_is_said(
+        self, backend: RedisBackend, tmp_path: Path
+    ) -> None:
+        with pytest.raises(BackendRefused, match="redis-cli --rdb"):
+            await backend.backup(tmp_path / "copy.db")
+        with pytest.raises(BackendRefused, match="dbfilename"):
+            await backend.restore(tmp_path / "copy.db")
+
     async def test_what_was_trimmed_unread_waits_no_more(self, backend: RedisBackend, raw: Any) -> None:
         await backend.create_groups([(TOPIC, AGENT)])
         await backend.publish(numbered(3))

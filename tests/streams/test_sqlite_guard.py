@@ -162,7 +162,7 @@ async def test_a_removed_lock_file_lets_no_two_write_at_once(backend: SqliteBack
     path.with_name("omni.db.lock").unlink()
     assert elsewhere(path, 1) == 2
     await backend.publish(numbered(1, start=1))
-    assert path.with_name("omni.db.lock").read_text().split() == [str(os.getpid())]
+    assert path.with_name("omni.db.lock").read_text().split()[0] == str(os.getpid())
 
 
 # -- one file under several names ---------------------------------------------------------------

@@ -31,6 +31,7 @@ from omniactors.streams.settlement import ResultRecord
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
+    from pathlib import Path
 
     from omniactors.streams.backend import (
         AgentMetrics,
@@ -485,6 +486,21 @@ class RedisBackend:
         """All values that are kept, by key."""
         flat = await self._here().calls.command("HGETALL", self._keys.config)
         return {name.decode(): msgspec.json.decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def backup(self, target: Path, *, overwrite: bool = False) -> None:  # noqa: ARG002 -- the protocol's
+        """Raises BackendRefused: a server is copied by its own means."""
+        await trio.lowlevel.checkpoint()
+        raise BackendRefused(
+            f"{self.location} makes its own copies: BGSAVE writes one there, redis-cli --rdb {target} fetches one"
+        )
+
+    async def restore(self, source: Path) -> Path | None:
+        """Raises BackendRefused: a server is restored by its own means."""
+        await trio.lowlevel.checkpoint()
+        raise BackendRefused(
+            f"{self.location} is restored by its own means: stop the server, put {source} in the place of its dump "
+            "(dbfilename), with appendonly off, and start it"
+        )
 
     async def diagnose(self) -> list[Finding]:
         """Check reachability, version, memory policy, persistence, role, clock and trimming publishers."""

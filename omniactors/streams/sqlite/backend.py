@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
+from omniactors.errors import BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER
 from omniactors.streams.envelope import check_content, encode_json
 from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.sqlite import dead, operations, ordering
+from omniactors.streams.sqlite.copies import restore, write_copy
 from omniactors.streams.sqlite.database import StoreSettings
 from omniactors.streams.sqlite.searching import find_task
 from omniactors.streams.sqlite.work import (
@@ -27,6 +30,7 @@ from omniactors.streams.sqlite.work import (
     Results,
     Runtimes,
     Settle,
+    Snapshot,
     Unregister,
     Watch,
     Write,
@@ -83,6 +87,7 @@ class SqliteBackend:
                 raise ValueError(f"{name} must be a finite number of at least 0, not {value!r}")
         if stream_limit is not None and stream_limit < 1:
             raise ValueError(f"stream_limit must be at least 1 or None, not {stream_limit!r}")
+        self._lock_wait = lock_wait
         self._path = None if path is None else Path(path).absolute()
         self._writer = Writer(
             StoreSettings(
@@ -246,6 +251,23 @@ class SqliteBackend:
     async def config(self) -> dict[str, Any]:
         """All values that are kept, by key."""
         return await self._writer.call(Read(lambda connection, _: operations.read_config(connection)))
+
+    async def backup(self, target: Path, *, overwrite: bool = False) -> None:
+        """Copy all that is stored now to a file; others read and write meanwhile. Cancelled, there is no file."""
+        reader = await self._writer.call(Snapshot())
+
+        def copy() -> None:
+            with closing(reader):
+                write_copy(reader, target, overwrite=overwrite, look=trio.from_thread.check_cancelled)
+
+        await trio.to_thread.run_sync(copy)
+
+    async def restore(self, source: Path) -> Path | None:
+        """Put a backup in the place of what is stored, while nobody uses it; where the replaced file is now."""
+        path = self._path
+        if path is None:
+            raise BackendRefused("memory:// is empty at each start: publish what it is to hold, or use sqlite:///FILE")
+        return await trio.to_thread.run_sync(lambda: restore(path, source, wait=self._lock_wait))
 
     async def diagnose(self) -> list[Finding]:
         """Check what durability and speed depend on."""

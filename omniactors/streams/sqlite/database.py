@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from omniactors.errors import BackendBusy, BackendError
+from omniactors.errors import BackendBusy, BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.sqlite.forking import Gate
-from omniactors.streams.sqlite.guard import Guard
+from omniactors.streams.sqlite.guard import Guard, index_path, log_path
 from omniactors.streams.sqlite.lock import FileLock
 from omniactors.streams.sqlite.places import file_system, network_warning, refuse_other_names
 from omniactors.streams.sqlite.schema import connect
@@ -28,6 +28,9 @@ _CHECKPOINT_COMMITS: Final = 256
 
 _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the file lock, to close the connection under it."""
+
+_CHANGING: Final = "changing"
+"""The note in the lock file while a checkpoint may change the file; else the note is how the file looks since then."""
 
 _log = logging.getLogger("omniactors.streams.sqlite")
 
@@ -127,17 +130,14 @@ class Database:
         if self._commits >= _CHECKPOINT_COMMITS and self.path is not None:
             self._commits = 0
             # The batch is committed whatever becomes of this.
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, OSError), self._checkpoint(self.path):
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self, wait: float) -> None:
         """Copy the write-ahead log into the database, and close it; waits so many seconds for the lock."""
         if self._connection is not None and (self._guard is None or self._guard.is_there()):
-            with contextlib.suppress(BackendError, sqlite3.Error, OSError), self.locked(wait) as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                if self._guard is not None:
-                    self._guard.unlock()
-                self._disconnect()
+            with contextlib.suppress(BackendError, sqlite3.Error, OSError):
+                self._close_orderly(wait)
         self._disconnect()
         if self._lock is not None:
             self._lock.close()
@@ -156,6 +156,54 @@ class Database:
             self._disconnect()
         lock.close()
 
+    def _close_orderly(self, wait: float) -> None:
+        with self.locked(wait) as connection, self._checkpoint(self.path):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if self._guard is not None:
+                self._guard.unlock()
+            self._disconnect()
+
+    def snapshot(self) -> sqlite3.Connection:
+        """A connection that reads what is there now, and nothing later, for another thread, which closes it."""
+        with self.locked():
+            if self.path is None:
+                raise BackendRefused("memory:// ends with its process, and has nothing to back up")
+            reader = sqlite3.connect(
+                f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+            reader.execute("BEGIN")
+            reader.execute("SELECT last_id FROM clock").fetchone()
+            return reader
+
+    @contextlib.contextmanager
+    def _checkpoint(self, path: Path | None) -> Iterator[None]:
+        """What is done inside may change the file itself, as only checkpoints do."""
+        if self._lock is not None and path is not None:
+            self._lock.write_note(_CHANGING)
+        yield
+        if path is not None:
+            self._note_checkpoint(path)
+
+    def _note_checkpoint(self, path: Path) -> None:
+        """Note, for whoever opens it after a crash, which file the log belongs to."""
+        if self._lock is not None:
+            if self._guard is not None:
+                self._guard.sync()  # the time of its last change too
+            self._lock.write_note(_look_of(path))
+
+    def _refuse_strange_log(self, path: Path) -> None:
+        """Raise BackendUnusable when the file was replaced, and the log of the one before still stands beside it."""
+        note = "" if self._lock is None else self._lock.read_note()
+        log = log_path(path)
+        if note in {"", _CHANGING} or not path.exists() or not log.exists() or not log.stat().st_size:
+            return
+        if _look_of(path) != note:
+            raise BackendUnusable(
+                f"{log} belongs to another file than the {path.name} beside it, which was replaced: opened together "
+                f"they would be damaged. Move {log.name} and {index_path(path).name} away; if it was not replaced, "
+                f"but copied together with its log, delete {lock_path(path).name} instead"
+            )
+
     def _disconnect(self) -> None:
         """Close the connection. Under the guard's locks SQLite leaves the files alone, whoever has replaced them."""
         if self._connection is not None:
@@ -170,6 +218,7 @@ class Database:
             settings = self._settings
             if self.path is not None:
                 refuse_other_names(self.path)
+                self._refuse_strange_log(self.path)
             connection = connect(self.path, synchronous=settings.synchronous, wait=settings.lock_wait)
             # In a file that took the place of another everything may be different.
             self._data_version = -1 if self._was_open else _data_version(connection)
@@ -180,12 +229,19 @@ class Database:
                 if not self._guard.is_intact():
                     self._disconnect()
                     raise BackendBusy(f"{self.path} was replaced while it was opened; nothing was written")
+                self._note_checkpoint(self.path)
                 if (warning := network_warning(self.path, file_system(self.path))) is not None:
                     _log.warning("%s", warning)
             let_go_of, self._let_go_of = self._let_go_of, None
             if let_go_of is None or self.path is None or not os.path.samestat(let_go_of, self.path.stat()):
                 self._on_open(connection)
         return self._connection
+
+
+def _look_of(path: Path) -> str:
+    """What is another when the file is another: in between only checkpoints change it."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 @contextlib.contextmanager

@@ -75,9 +75,14 @@ def log_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+def index_path(path: Path) -> Path:
+    """The index of that log, which those who have it open share."""
+    return path.with_name(path.name + "-shm")
+
+
 def _files(path: Path) -> tuple[Path, Path, Path]:
     """The database, its log, and the log's index."""
-    return path, log_path(path), path.with_name(path.name + "-shm")
+    return path, log_path(path), index_path(path)
 
 
 def _identity(path: Path) -> _Identity | None:
@@ -137,6 +142,11 @@ class Guard:
     def is_intact(self) -> bool:
         """Whether the files at the paths are those that we have open."""
         return tuple(map(_identity, self._files)) == self._known
+
+    def sync(self) -> None:
+        """Have the disk confirm the database, the time of its last change included."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._fds[0])
 
     def is_there(self) -> bool:
         """Whether the database at the path is the one that we have open, whatever became of its log."""

@@ -63,6 +63,9 @@ _PID_WIDTH = 20
 """The holder's process id, padded, so that a shorter one overwrites a longer one whole."""
 
 
+_NOTE_WIDTH = 60
+
+
 class _LockFile:
     """An open lock file. A child that forks closes its copy at once: it would keep the lock alive."""
 
@@ -148,9 +151,24 @@ class FileLock:
             self._file.close()
         self._file = None
 
+    def read_note(self) -> str:
+        """What whoever held it last has noted for the next, or ""; to be called with the lock held."""
+        if self._file is None:
+            return ""
+        os.lseek(self._file.fd, _PID_WIDTH + 1, os.SEEK_SET)
+        return os.read(self._file.fd, _NOTE_WIDTH).decode("ascii", "replace").strip()
+
+    def write_note(self, note: str) -> None:
+        """Note something for the next, so that it outlives a loss of power; to be called with the lock held."""
+        if self._file is not None and self.read_note() != note:
+            os.lseek(self._file.fd, _PID_WIDTH + 1, os.SEEK_SET)
+            os.write(self._file.fd, f"{note:<{_NOTE_WIDTH}}\n".encode())
+            os.fsync(self._file.fd)
+
     def _holder(self) -> str:
         try:
-            return self._path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+            text = self._path.read_text(encoding="ascii", errors="replace")
+            return text[:_PID_WIDTH].strip() or "unknown"
         except OSError:
             return "unknown"
 

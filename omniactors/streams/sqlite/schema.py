@@ -55,7 +55,7 @@ def connect(path: Path | None, *, synchronous: str, wait: float) -> sqlite3.Conn
 def _prepare(connection: sqlite3.Connection, path: Path | None, synchronous: str) -> None:
     # No mmap and no automatic checkpoint: see WAL-reset bug in docs/delivery.md.
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    _check(connection, path)
+    check_ours(connection, path)
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if path is not None and mode != "wal":
         raise BackendUnusable(f"{path} is in a place where SQLite can keep no write-ahead log; put it on a local disk")
@@ -67,8 +67,8 @@ def _prepare(connection: sqlite3.Connection, path: Path | None, synchronous: str
     connection.executescript(PROGRAM)
 
 
-def _check(connection: sqlite3.Connection, path: Path | None) -> None:
-    """Refuse what is not ours."""
+def check_ours(connection: sqlite3.Connection, path: Path | None) -> None:
+    """Raise BackendUnusable for what is not ours, or too new for us."""
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()

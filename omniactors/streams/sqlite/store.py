@@ -156,6 +156,10 @@ class Store:
         except Exception as error:  # noqa: BLE001 -- as in `write`
             return Error(translate(error, self._path))
 
+    def snapshot(self) -> Outcome[sqlite3.Connection]:
+        """A connection that reads what is there now, for another thread."""
+        return self._guarded(lambda *_: self._database.snapshot())
+
     def changed_elsewhere(self) -> bool:
         """True when another connection has committed since the last call."""
         outcome = self._guarded(lambda *_: self._database.changed_elsewhere())

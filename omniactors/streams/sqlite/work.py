@@ -102,6 +102,11 @@ class Diagnose(Work[list[Finding]]):
 
 
 @dataclass(frozen=True, eq=False)
+class Snapshot(Work["sqlite3.Connection"]):
+    """A connection that reads what is there now, for another thread."""
+
+
+@dataclass(frozen=True, eq=False)
 class Results(Work[list[ResultRecord]]):
     """Read a task's results: at once, or with `known` as soon as there is one that is not among these."""
 

@@ -34,6 +34,7 @@ from omniactors.streams.sqlite.work import (
     Results,
     Runtimes,
     Settle,
+    Snapshot,
     Unregister,
     Watch,
     Work,
@@ -321,7 +322,7 @@ class _Thread:
             self._answers.add(request, result)
         return changes
 
-    def _perform(self, work: Work[Any]) -> outcome.Outcome[Any]:
+    def _perform(self, work: Work[Any]) -> outcome.Outcome[Any]:  # noqa: PLR0911 -- one for each kind of work
         match work:
             case Read():
                 return self._store.read(work)
@@ -335,6 +336,8 @@ class _Thread:
                 return self._store.runtimes()
             case Diagnose():
                 return self._store.diagnose()
+            case Snapshot():
+                return self._store.snapshot()
         return outcome.Error(TypeError(f"unknown work: {work!r}"))
 
     # -- waking ---------------------------------------------------------------------------------
