@@ -402,14 +402,17 @@ class OmniActors:
             with suppress(SupervisionError):
                 await supervisor.restart_child("edge")
                 logger.warning("the gateway is back")
-                await self._announce(None)
+                while edge.status == "running" and not await self._announce(None):  # noqa: ASYNC110 -- nothing tells
+                    await trio.sleep(CURE.maximum)
 
-    async def _announce(self, problem: str | None) -> None:
-        """Have the store know where the gateway is, or why it is down."""
+    async def _announce(self, problem: str | None) -> bool:
+        """Have the store know where the gateway is, or why it is down; whether it does."""
         try:
             await self._backend.announce(self._gateway_url, problem)
         except BackendError as error:
             logger.warning("where the gateway is, or why it is down, is not recorded: %s", error)
+            return False
+        return True
 
     async def _gateway(self, settings: Settings, address: Address, *, task_status: Incarnation) -> None:
         """The gateway as a child. Restarted, it binds the port that it had, since watchers come back to it."""

@@ -25,6 +25,7 @@ from omniactors.gateway.handover import HandedOverStream
 from omniactors.gateway.protocol import EventCache
 from omniactors.gateway.watcher import Watcher, check_room, closing, left_quietly, subscribe
 from omniactors.gateway.wire import BadRequest, Wire
+from omniactors.settings import parse_hosts
 
 if sys.platform != "win32":
     import resource
@@ -76,14 +77,14 @@ async def serve(
     is one. `allowed_hosts` are names under which the gateway may be reached, beside those of
     `config`. Whatever a connection causes ends nothing but itself. When cancelled, watchers are told
     `bye`, and within `config.stop_deadline` everything is closed. Raises GatewayError when the port
-    is busy, or for an address beyond this machine without a token.
+    is busy, or for an address beyond this machine without a token; SettingsError for a name that is none.
     """
     config = config or GatewayConfig()
     if not is_loopback(host) and not token:
         raise GatewayError(f"listening on {host!r}, which others can reach, needs a token")
+    names = (*config.allowed_hosts, *parse_hosts(allowed_hosts, "allowed_hosts"))
     listeners = await _listen(host, port)
     address = _address(host, listeners[0])
-    names = (*config.allowed_hosts, *allowed_hosts)
     policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=names)
     gateway = Gateway(bus, Bridge(build_application(policy, routes), policy, address), config)
     async with trio.open_nursery() as nursery:
@@ -361,5 +362,5 @@ def _address(host: str, listener: trio.SocketListener) -> GatewayAddress:
     bound_host, port, *_ = listener.socket.getsockname()
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bound_host, bound_host)  # noqa: S104 -- compared, not bound
     if ":" in name and not name.startswith("["):
-        name = f"[{name}]"
+        name = f"[{name.replace('%', '%25')}]"  # a zone (RFC 6874)
     return GatewayAddress(host=host, port=port, url=f"http://{name}:{port}/")

@@ -117,7 +117,7 @@ class Wire:
             raise BadRequest(413, f"the body is longer than {limit} bytes")
         body = bytearray()
         with trio.move_on_after(self._config.body_deadline):
-            if self._http.they_are_waiting_for_100_continue:
+            if self._http.they_are_waiting_for_100_continue and self.has_body:
                 await self.send(h11.InformationalResponse(status_code=100, headers=[]))
             while True:
                 event = self._parse()

@@ -74,6 +74,12 @@ class Frail:
         await self.breaks.wait()
         raise OSError("it broke")
 
+    async def start(self, *args: Any, task_status: trio.TaskStatus[Any], **options: Any) -> None:
+        """As `serve`, but broken it does not even start again."""
+        if self.breaks.is_set():
+            raise OSError("it broke")
+        await self.serve(*args, task_status=task_status, **options)
+
     async def serve(self, *args: Any, task_status: trio.TaskStatus[Any], **options: Any) -> None:
         async with trio.open_nursery() as nursery:
             task_status.started(
@@ -86,15 +92,15 @@ class Frail:
         await self.crash()
 
 
-@pytest.mark.parametrize("part", ["gateway", "bus"])
+@pytest.mark.parametrize("part", ["gateway", "its start", "bus"])
 async def test_work_goes_on_while_the_gateway_or_the_bus_is_down_and_everybody_is_told(
     omni: OmniActors, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     frail = Frail()
-    if part == "gateway":
-        monkeypatch.setattr(system, "serve", frail.serve)
-    else:
+    if part == "bus":
         monkeypatch.setattr(omni.bus, "run", frail.run)
+    else:
+        monkeypatch.setattr(system, "serve", frail.serve if part == "gateway" else frail.start)
     await omni.register_agent(AgentConfig(name="double", topic="double", callback=double))
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:

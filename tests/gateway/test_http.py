@@ -11,7 +11,7 @@ import trio
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from omniactors.errors import GatewayError
+from omniactors.errors import GatewayError, SettingsError
 from omniactors.events.bus import EventBus
 from omniactors.gateway.config import GatewayConfig
 from omniactors.gateway.server import serve
@@ -315,6 +315,12 @@ async def test_localhost_binds_one_port(start: Start) -> None:
         assert str(running.address) == running.address.url
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(f"{running.address.url}healthz")).text == "ok"
+
+
+@pytest.mark.parametrize("names", ["omni.example", ["omni.example:8000"], ["http://omni.example"]])
+async def test_a_name_that_is_none_is_refused_at_once(names: list[str]) -> None:
+    with trio.fail_after(PATIENCE), pytest.raises(SettingsError, match="allowed_hosts must be"):
+        await serve(EventBus(), allowed_hosts=names)
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
