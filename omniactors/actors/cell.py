@@ -12,6 +12,7 @@ import outcome
 import trio
 
 from omniactors.actors.background import Background
+from omniactors.actors.incarnation import Incarnation
 from omniactors.actors.lanes import Parker
 from omniactors.actors.mailbox import Ask, Batch, MailboxQueue
 from omniactors.actors.replies import Owed, is_no_reply
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from omniactors.actors.background import Work
     from omniactors.actors.controls import Control
     from omniactors.actors.hooks import ActorHooks
-    from omniactors.actors.incarnation import Incarnation
     from omniactors.actors.lanes import Lane, Source
     from omniactors.actors.messages import Handler, HandlerTable
     from omniactors.actors.refs import ActorRef
@@ -163,8 +163,8 @@ class Cell:
     def forget(self) -> None:
         """The actor has ended: hold on to nothing of it, so that no garbage collector is needed to be rid of it."""
         self._actor = _NOBODY
-        self._status = _NOTHING
-        self._timers = self._watches = self._background = self._news = None
+        self._status = Incarnation()  # one that never ran
+        self._timers = self._watches = self._news = None
         self._home = None
 
     def _let_go(self) -> None:
@@ -219,7 +219,7 @@ class Cell:
             if ask.task is None:  # nobody waits for it any more
                 return
             message = ask
-        self._queues[0].stash(message)
+        self._queues[0].stash(message, self._batch)
 
     def unstash_all(self) -> None:
         """Have what was put aside handled next."""
@@ -318,8 +318,7 @@ class Cell:
             self._parker.turn_to(lane)
             await self._actor.__work__(message)
             self._note_handled()
-            if self._context != self._base:
-                await self._renew_context()
+            await self._clean_context()
             if any(queue.messages for queue in self._queues) or self._is_slice_over():
                 break
         return is_busy
@@ -333,8 +332,7 @@ class Cell:
         handlers, actor, batch = self._handlers.exact, self._actor, self._batch
         context, base = self._context, self._base
         is_plain, other = self._snapshots is None and self._timers is None, self._handle_other
-        if self._parker.errand is not None:
-            self._parker.turn_to(queue)
+        self._parker.turn_to(queue)
         queue.batches.append(batch)
         try:
             while not self._has_attention:
@@ -342,11 +340,14 @@ class Cell:
                     message = messages.popleft()
                     if senders:
                         queue.admit()
-                    handler = handlers.get(type(message), other)
-                    await handler(actor, message)
+                    await handlers.get(type(message), other)(actor, message)
                     if not is_plain:
                         self._note_handled()
-                    if context != base:
+                    try:
+                        is_clean = context == base
+                    except Exception:  # noqa: BLE001 -- the values of context variables may have any `==`
+                        is_clean = False
+                    if not is_clean:
                         await self._renew_context()
                         return
                     if self._has_attention or not messages:
@@ -372,6 +373,14 @@ class Cell:
             return False
         self._batch_size = min(BATCH, 2 * self._batch_size)
         return True
+
+    async def _clean_context(self) -> None:
+        try:
+            is_clean = self._context == self._base
+        except Exception:  # noqa: BLE001 -- as above
+            is_clean = False
+        if not is_clean:
+            await self._renew_context()
 
     async def _renew_context(self) -> None:
         """Go on in a copy of the context as it was before the handlers: trio takes another one at each turn."""
@@ -476,8 +485,7 @@ class Cell:
         await self._handler_of(message)(self._actor, message)
         if self._snapshots is not None:
             self._snapshots.take(self._actor.snapshot())
-        if self._context != self._base:
-            await self._renew_context()
+        await self._clean_context()
 
     async def _deliver(self, message: object, is_wanted: Callable[[], bool]) -> None:
         if is_wanted():
@@ -522,11 +530,13 @@ class Cell:
         """Call `on_stop` for a crash; what it raises itself is noted on the crash, which stays the reason."""
         try:
             await self._actor.on_stop(ExitReason.crash(error))
-        except Exception as second:  # noqa: BLE001 -- the first error is the reason of the exit
+        except BaseException as second:
+            if escaping_part(second) is not None:
+                raise
             error.add_note(f"on_stop failed too: {second!r}")
 
 
-_NOBODY, _NOTHING = cast("ActorHooks", None), cast("Incarnation", None)
+_NOBODY = cast("ActorHooks", None)
 """Whose loop a cell is after the end."""
 
 MESSAGE_LOOPS = (Cell._drain.__code__, Cell._work_off.__code__, Cell._handle_own.__code__)  # noqa: SLF001

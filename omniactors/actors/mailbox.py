@@ -71,8 +71,8 @@ class Ask:
         """Wake the asker with `result`; only the first call counts."""
         task = self.task
         if task is not None:
+            trio.lowlevel.reschedule(task, result)  # raises in a thread without trio, and nothing has changed then
             self.give_up()
-            trio.lowlevel.reschedule(task, result)
 
     def give_up(self) -> None:
         """Note that nobody waits for the reply any more."""
@@ -203,8 +203,9 @@ class MailboxQueue(Source):
         """
         if self._closed:
             raise self.stopped(message.message if isinstance(message, Ask) else message)
-        self.check_thread()
-        if self.is_full and not self._make_room(message):
+        if get_ident() != self.thread:
+            self.check_thread()
+        if len(self.messages) >= self.config.capacity - len(self.stashed) and not self._make_room(message):
             return
         self.messages.append(message)
         if self._idle:
@@ -282,12 +283,11 @@ class MailboxQueue(Source):
     def add_idle(self, parker: Parker) -> None:
         """See `Source`."""
         self._idle[parker] = None
-        self._set_limit()
+        self.limit = 0
 
     def discard_idle(self, parker: Parker) -> None:
         """See `Source`."""
-        if parker in self._idle:
-            del self._idle[parker]
+        if self._idle.pop(parker, self) is None and not self._idle:
             self._set_limit()
 
     def open(self) -> None:
@@ -345,9 +345,10 @@ class MailboxQueue(Source):
         controls, self.controls = self.controls, ()
         return tuple(controls)
 
-    def stash(self, message: object) -> None:
-        """Put a message that was taken aside; it keeps its room."""
-        self._taken -= 1
+    def stash(self, message: object, batch: Batch) -> None:
+        """Put a message aside. One that was taken from here, in `batch`, keeps its room and is taken later."""
+        if batch in self.batches:
+            self._taken -= 1
         if not isinstance(self.stashed, deque):
             self.stashed = deque()
         self.stashed.append(message)

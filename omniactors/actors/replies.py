@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, Never, cast
 
 from omniactors.errors import AskFailed
@@ -31,11 +32,12 @@ class ReplyHandle:
     One that is never used fails the ask with ActorStopped when the actor's incarnation ends.
     """
 
-    __slots__ = ("_ask", "_path")
+    __slots__ = ("_ask", "_path", "_thread")
 
     def __init__(self, ask: Ask | None, path: str) -> None:
         self._ask = ask
         self._path = path
+        self._thread = get_ident()
 
     @property
     def is_wanted(self) -> bool:
@@ -43,16 +45,25 @@ class ReplyHandle:
         return self._ask is not None and self._ask.task is not None
 
     def reply(self, value: object) -> None:
-        """Answer with `value`; dropped when nobody waits any more."""
+        """Answer with `value`; dropped when nobody waits any more. RuntimeError in another thread than the actor's."""
+        self._check_thread()
         if self._ask is not None:
             self._ask.reply(value)
 
     def fail(self, error: Exception) -> None:
-        """Answer with AskFailed, from `error`; dropped when nobody waits any more."""
+        """Answer with AskFailed, from `error`; dropped when nobody waits any more. RuntimeError as from `reply`."""
+        self._check_thread()
         if self._ask is not None:
             failure = AskFailed(self._path, self._ask.message)
             failure.__cause__ = error
             self._ask.fail(failure)
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                f"{self._path} runs in another thread, so this call has changed nothing: "
+                "use trio.from_thread.run_sync(handle.reply, value)"
+            )
 
 
 class Owed:

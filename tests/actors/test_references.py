@@ -24,6 +24,8 @@ from omniactors import (
     Down,
     ExitReason,
     Intensity,
+    NoReply,
+    ReplyHandle,
     Request,
     on,
     open_supervisor,
@@ -154,6 +156,29 @@ async def test_what_an_actor_does_in_a_wrong_thread_leaves_it_as_it_was() -> Non
         with trio.fail_after(10):
             assert await careless.ask(Total()) == 7
             await careless.stop()
+
+
+@pytest.mark.parametrize("route", ["shared", "broadcast"])
+async def test_a_late_reply_in_a_wrong_thread_raises_and_the_asker_is_answered_later(route: Any) -> None:
+    handles: list[ReplyHandle] = []
+
+    class Late(Actor[Any]):
+        @on
+        async def total(self, _message: Total) -> int:
+            handles.append(self.reply_later())
+            return NoReply
+
+    with trio.fail_after(10):
+        async with open_supervisor() as sup, trio.open_nursery() as nursery:
+            late = await sup.start_child(pool(Late, size=1, route=route))
+            nursery.start_soon(late.ask, Total())
+            await trio.testing.wait_all_tasks_blocked()
+            handle = handles.pop()
+            assert "runs in another thread" in str(in_thread(lambda: handle.reply(1)))
+            assert "runs in another thread" in str(in_thread(lambda: handle.fail(ValueError())))
+            assert handle.is_wanted
+            await trio.to_thread.run_sync(trio.from_thread.run_sync, handle.reply, 1)
+            assert not handle.is_wanted
 
 
 class Slow(Request[int]):
@@ -297,6 +322,22 @@ async def test_a_stopped_actor_is_let_go_while_its_reference_stays() -> None:
         assert (await decoder.wait_stopped()).kind == "shutdown"
         await trio.testing.wait_all_tasks_blocked()
         assert [name for name, ref in alive.items() if ref() is not None] == []
+
+
+async def test_an_actor_that_has_ended_starts_nothing() -> None:
+    """Whoever still holds it is told so."""
+    actors: list[Actor[Any]] = []
+
+    class Kept(Actor[Any]):
+        def __init__(self) -> None:
+            actors.append(self)
+
+    async with open_supervisor() as sup:
+        kept = await sup.start_child(Kept)
+        await kept.stop()
+        with pytest.raises(RuntimeError, match="background work can be started while the actor runs"):
+            actors[0].start_soon(trio.sleep, 0)
+        assert actors[0].ref is kept
 
 
 async def test_the_reason_of_a_crash_keeps_the_users_frames_and_not_ours() -> None:

@@ -320,6 +320,41 @@ async def test_what_on_start_and_lifespan_set_is_seen_by_every_message() -> None
     assert left == ["nobody"]
 
 
+async def test_context_variables_may_hold_what_cannot_be_compared() -> None:
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+        def __hash__(self) -> int:
+            return 1
+
+    arrays: ContextVar[Array] = ContextVar("arrays")
+    first = Array()
+    seen: list[bool] = []
+
+    class Numeric(Actor[Any]):
+        async def on_start(self) -> None:
+            arrays.set(first)
+            self.timers.once("tick", 0, Tick())
+
+        @on
+        async def work(self, _message: Work) -> None:
+            seen.append(arrays.get() is first)
+            arrays.set(Array())
+
+        @on
+        async def tick(self, _message: Tick) -> None:
+            await self.work(Work())
+
+    async with open_supervisor() as sup:
+        numeric = await sup.start_child(Numeric)
+        for _ in range(3):
+            await numeric.tell(Work())
+        await trio.testing.wait_all_tasks_blocked()
+        assert numeric.incarnation == 1
+    assert seen == [True] * 4
+
+
 async def test_a_context_variable_reaches_the_background_work_of_its_own_message() -> None:
     seen: list[str] = []
 
@@ -379,6 +414,43 @@ async def test_a_pool_that_has_shrunk_has_still_accepted_what_it_has(autojump_cl
             await crew.tell(Work())
         await crew.resize(1)
         assert crew.statistics().accepted == 20
+
+
+@pytest.mark.parametrize("source", ["mailbox", "pool", "timer"])
+async def test_what_is_put_aside_is_counted_once(source: str, autojump_clock: MockClock) -> None:
+    """Wherever it came from, and over its second handling."""
+
+    class Patient(Actor[Any]):
+        is_ready = False
+
+        @on
+        async def work(self, message: Work) -> None:
+            if not self.is_ready:
+                self.stash(message)
+
+        @on
+        async def tick(self, _message: Tick) -> None:
+            self.is_ready = True
+            self.unstash_all()
+
+        @on
+        async def boom(self, _message: Boom) -> None:
+            self.timers.once("work", 0, Work())
+
+    async with open_supervisor() as sup:
+        crew = await sup.start_child(pool(Patient, size=1))
+        one: ActorRef[Any] = crew.value.child(1)
+        if source == "timer":
+            one.tell_nowait(Boom())
+        else:
+            (crew if source == "pool" else one).tell_nowait(Work())
+        await trio.sleep(1)
+        before = one.statistics().accepted + crew.statistics().accepted
+        assert one.inspect().mailbox.taken >= 0  # type: ignore[union-attr]
+        one.tell_nowait(Tick())
+        await trio.sleep(1)
+        assert one.statistics().accepted + crew.statistics().accepted == before + 1
+        assert one.statistics().queued == 0
 
 
 async def test_stashing_costs_the_same_for_each_message() -> None:
@@ -476,10 +548,8 @@ async def test_what_other_libraries_raise_is_a_crash_like_any_other(
             self.ref.call_at_end(reasons.append)
             if where == "background":
                 self.start_soon(fail)
-            elif where == "handler":
-                raise error
             else:
-                raise ValueError
+                raise error if where == "handler" else ValueError
 
         @on
         async def work(self, _message: Work) -> str:
@@ -501,6 +571,26 @@ async def test_what_other_libraries_raise_is_a_crash_like_any_other(
         assert [reason.kind for reason in reasons] == ["crash", "crash"]
         assert where == "on_start" or all(reason.error is error for reason in reasons)
         assert mixed.incarnation == (3 if where == "on_start" else 2)
+
+
+async def test_whatever_on_stop_raises_the_crash_stays_the_reason(autojump_clock: MockClock) -> None:
+    reasons: list[ExitReason] = []
+
+    class Failing(Actor[Any]):
+        @on
+        async def boom(self, _message: Boom) -> None:
+            self.ref.call_at_end(reasons.append)
+            raise ValueError("first")
+
+        async def on_stop(self, _reason: ExitReason) -> None:
+            raise asyncio.CancelledError("second")
+
+    async with open_supervisor() as sup:
+        failing = await sup.start_child(ChildSpec(Failing, restart="temporary"))
+        await failing.tell(Boom())
+        await failing.wait_stopped()
+    assert reasons[0].matches(ValueError)
+    assert "second" in reasons[0].error.__notes__[0]  # type: ignore[union-attr]
 
 
 async def test_a_late_reply_is_owed_however_timers_and_a_stop_come_in_between(autojump_clock: MockClock) -> None:
