@@ -37,6 +37,10 @@ SUSPECT_CRASHES = 3
 MAX_CRASHES = 5
 """Deliveries without any outcome after which it is dead-lettered: at the last ones nothing else was at work."""
 
+RECHECK = 5.0
+"""Seconds after which the store is asked again what is due. What is due is the store's to say, by its own clock: that
+may be put forward, and ours stands still while the machine sleeps."""
+
 RETRY = Backoff(initial=0.05, maximum=5.0)
 """Between two calls while the store fails."""
 
@@ -167,7 +171,7 @@ class Router(Actor[Any]):
             if (is_short or is_paused) and self._demand.drained(want, fetched.position):
                 is_news = is_news or want.topic not in self._watched
         self._demand.fetched(wants)
-        due = None if fetched.next_due is None else trio.current_time() + fetched.next_due
+        due = None if fetched.next_due is None else trio.current_time() + min(fetched.next_due, RECHECK)
         self._agenda.note([(want.topic, want.agent) for want in wants], due)
         # The watch may have begun before this fetch.
         self._watch_scope.deadline = self._agenda.next_due()

@@ -282,6 +282,30 @@ class SettleContract:
 
 
 class WakeContract:
+    @pytest.mark.parametrize("is_returned", [False, True])
+    async def test_a_fetch_is_bounded_in_bytes_as_well_and_says_that_there_is_more(
+        self, backend: Backend, *, is_returned: bool
+    ) -> None:
+        body = b'{"n":0}' + b" " * (2 << 20)
+        for number in range(40):
+            await backend.publish([event(f"t{number}", body=body)])
+        await backend.publish(numbered(1, "other"))
+        wants = [Want(TOPIC, AGENT, 40), Want("other", AGENT, 1)]
+        async with serving(backend):
+            taken: list[str] = []
+            while len(taken) < 41:
+                fetched = await backend.fetch(wants)
+                assert sum(len(entry.body) for entry in fetched.entries) <= 32 << 20
+                assert fetched.entries
+                assert fetched.has_more or len(taken) + len(fetched.entries) == 41
+                if is_returned and not taken:
+                    await backend.release([entry.key for entry in fetched.entries])
+                    is_returned = False
+                else:
+                    taken += [entry.key.entry_id for entry in fetched.entries]
+                    wants = [Want(TOPIC, AGENT, 41 - len(taken)), Want("other", AGENT, 1)]
+            assert len(taken) == len(set(taken)) == 41
+
     async def test_a_wait_ends_with_a_publish_to_one_of_its_topics(self, backend: Backend) -> None:
         async with serving(backend):
             position = (await backend.fetch([Want(TOPIC, AGENT, 1), Want("else", AGENT, 1)])).position

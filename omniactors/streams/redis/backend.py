@@ -229,7 +229,7 @@ class RedisBackend:
             for want in merged:
                 here.consumer.take((want.topic, want.agent), (), self._fetches)
             here.is_unsure = True
-            answers = await self._ask(here, merged)
+            *answers, has_more = await self._ask(here, merged)
             taken = [self._take(here, want, answer) for want, answer in zip(merged, answers, strict=True)]
             here.is_unsure = False
         return Fetched(
@@ -237,6 +237,7 @@ class RedisBackend:
             position=self._fetches,
             next_due=min((each.due for each in taken if each.due is not None), default=None),
             paused=frozenset(each.want.agent for each in taken if each.is_paused),
+            has_more=bool(has_more),
         )
 
     async def _ask(self, here: _Here, wants: list[Want]) -> list[Any]:

@@ -2,7 +2,7 @@
 -- Answers nil when the consumer is not (or no more) registered, else for each want
 -- {1 if paused, 1 if the group was missing, top id or '' while there may be more, next due in ms or -1,
 --  retried {id, fields, "attempts crashes deliveries"}, new, how many others trimmed away,
--- -1 when the key of the stream holds something else}.
+-- -1 when the key of the stream holds something else}, and behind them 1 when the bytes ran out before the credit.
 -- `new` has two values for each entry: its id, and its body, or its fields when they do not begin with `data`.
 local client, number, consumer, lease, wants = unpack(arguments)
 -- A packet that was held up until others had been sent in its place takes nothing.
@@ -14,6 +14,20 @@ open_for_writing()
 if call('EXISTS', lease_of(consumer)) == 0 then call('SET', lease_of(consumer), '1', 'PX', lease) end
 
 local time = now()
+-- Bytes of bodies that one fetch brings, but for what goes beyond with the last portion: 8 MiB.
+local left, count_so_far, bytes_so_far = 8388608, 0, 0
+
+-- How many to ask for: a few, and once it is known how large they are, as many as there are bytes for.
+local function portion(room)
+    if bytes_so_far == 0 then return math.min(room, 8) end
+    return math.max(1, math.min(room, math.floor(left * count_so_far / bytes_so_far)))
+end
+
+local function weigh(fields)
+    local size = #fields[2]
+    left, count_so_far, bytes_so_far = left - size, count_so_far + 1, bytes_so_far + size
+end
+
 local has_scheduled = call('EXISTS', P .. 'omni-scheduled') == 1
 local paused = {}
 for _, agent in ipairs(call('SMEMBERS', P .. 'omni-paused')) do paused[agent] = true end
@@ -50,25 +64,28 @@ end
 -- Entries that other consumers handed over to us.
 local function take_inbox(key, group, room, taken)
     local inbox, count, lost = inbox_of(group, consumer), 0, 0
-    local ids = call('LRANGE', inbox, 0, room - 1)
+    local ids, seen = call('LRANGE', inbox, 0, room - 1), 0
     for _, id in ipairs(ids) do
+        if left <= 0 then break end
+        seen = seen + 1
         local found = call('XRANGE', key, id, id)
         if found[1] then
+            weigh(found[1][2])
             taken[#taken + 1] = with_tries(key, group, id, found[1][2])
             count = count + 1
         elseif strike(key, group, id) then
             lost = lost + 1
         end
     end
-    if #ids > 0 then call('LTRIM', inbox, #ids, -1) end
+    if seen > 0 then call('LTRIM', inbox, seen, -1) end
     return count, lost
 end
 
 -- Released and due entries.
 local function take_waiting(key, group, room, taken)
     local waiting, count, lost = waiting_of(group), 0, 0
-    while count < room do
-        local due = call('ZRANGEBYSCORE', waiting, '-inf', time, 'LIMIT', 0, math.min(room - count, 500))
+    while count < room and left > 0 do
+        local due = call('ZRANGEBYSCORE', waiting, '-inf', time, 'LIMIT', 0, math.min(portion(room - count), 500))
         if #due == 0 then break end
         call('ZREM', waiting, unpack(due))
         local bodies = {}
@@ -79,6 +96,7 @@ local function take_waiting(key, group, room, taken)
         for _, padded in ipairs(due) do
             local id = plain(padded)
             if bodies[id] then
+                weigh(bodies[id])
                 taken[#taken + 1] = with_tries(key, group, id, bodies[id])
                 count = count + 1
             elseif strike(key, group, id) then
@@ -100,8 +118,9 @@ end
 -- `is_foreign` when the key holds no stream; `top` is the last id seen, '' when there may be more, nil when none was.
 local function take_new(key, want, group, room, taken)
     local topic, agent, created, count, top = want[1], want[2], false, 0, nil
-    while room > 0 do
-        local reply = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', room, 'STREAMS', key, '>')
+    while room > 0 and left > 0 do
+        local most = portion(room)
+        local reply = try('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most, 'STREAMS', key, '>')
         if reply and reply.err then
             if has_code(reply, 'WRONGTYPE') then return {is_foreign = true} end
             if created then return call('XREADGROUP', 'GROUP', group, consumer, 'STREAMS', key, '>') end
@@ -117,18 +136,19 @@ local function take_new(key, want, group, room, taken)
                 if #fields > 2 and is_for_other(fields, agent) then
                     skipped[#skipped + 1] = entry[1]
                 else
+                    weigh(fields)
                     taken[2 * count + 1] = entry[1]
                     taken[2 * count + 2] = fields[1] == 'data' and fields[2] or fields
                     count = count + 1
                     room = room - 1
                 end
             end
-            if #skipped == 0 then break end
+            if #skipped == 0 and #entries < most then break end
             for _, id in ipairs(skipped) do call('XACK', key, group, id) end
             delete_finished(topic, skipped, number)
         end
     end
-    return {count = count, created = created, top = room == 0 and count > 0 and '' or top}
+    return {count = count, created = created, top = (room == 0 and count > 0 or left <= 0) and '' or top}
 end
 
 local function top_of(key)
@@ -207,4 +227,5 @@ end
 
 local answers = {}
 for i, want in ipairs(wants) do answers[i] = answer(want) end
+answers[#wants + 1] = left <= 0 and 1 or 0
 return answers
