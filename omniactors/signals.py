@@ -25,13 +25,17 @@ ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 @contextmanager
-def hearing_endings(hear: Callable[[int], None]) -> Iterator[None]:
-    """Have `hear` called in this trio run for each such signal; afterwards nobody hears them, as before."""
+def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[], None]) -> Iterator[None]:
+    """Have `hear` called in this trio run for each such signal; afterwards nobody hears them, as before.
+
+    `at_once` is called in the signal handler itself, where the signal has interrupted what runs.
+    """
     token = trio.lowlevel.current_trio_token()
     has_interrupt = False
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal has_interrupt
+        at_once()
         token.run_sync_soon(hear, number)
         if number == signal.SIGINT:
             is_repeated, has_interrupt = has_interrupt, True

@@ -26,6 +26,7 @@ import trio
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import open_supervisor, subtree
 from omniactors.agents.attempt import error_info, lone_error
+from omniactors.agents.current import note_end_of_process
 from omniactors.agents.failures import described
 from omniactors.agents.options import AgentConfig, AgentKeywords
 from omniactors.agents.runtime import CURE, AgentRuntime, start_failure
@@ -56,7 +57,7 @@ from omniactors.streams.runs import require_trio
 from omniactors.streams.sqlite.backend import SqliteBackend
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -263,12 +264,15 @@ class OmniActors:
         token: str | None = None,
         allowed_hosts: Sequence[str] | None = None,
         tell: Callable[[str], None] = tell_stderr,
+        on_ready: Callable[[str | None], Awaitable[None]] | None = None,
         handle_signals: bool = True,
         task_status: trio.TaskStatus[str | None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run the agents until cancelled; also `await nursery.start(omni.run)`.
 
-        Started, with the gateway's URL or None, when every agent is ready. With `listen`
+        Started, with the gateway's URL or None, when every agent is ready. `on_ready` is called with
+        the same and awaited before the first event is taken: whatever that event does, the start was
+        one. With `listen`
         ("host:port", port 0 for a free one; default: OMNIACTORS_LISTEN, else nothing) watchers can
         connect, under its own address and under the names `allowed_hosts` (default:
         OMNIACTORS_ALLOWED_HOSTS). `tell` gets the line that says what the settings chose. Cancelled, it stops in
@@ -291,9 +295,12 @@ class OmniActors:
             if heard.count(number) > 1 and number in (signal.SIGTERM, signal.SIGINT):
                 self.stop_now()  # a terminal that is closed says SIGHUP twice, and means it once
 
-        with hearing_endings(hear) if handle_signals else nullcontext(), scope:
+        with hearing_endings(hear, at_once=note_end_of_process) if handle_signals else nullcontext(), scope:
             async with self._running(settings, tell) as supervisor:
+                if on_ready is not None:
+                    await on_ready(self._gateway_url)
                 task_status.started(self._gateway_url)
+                self._runtime.take_events()
                 await supervisor.wait_stopping()
         if signal.SIGINT in heard:
             raise KeyboardInterrupt
@@ -342,6 +349,7 @@ class OmniActors:
     async def _as_block(self) -> AsyncIterator[Self]:
         try:
             async with self._running(self.settings, tell_stderr):
+                self._runtime.take_events()
                 yield self
         finally:
             # A store in memory would be gone, and with it the results that the block was for.
@@ -372,7 +380,10 @@ class OmniActors:
                 await self._backend.announce(self._gateway_url)
                 nurse = partial(self._nurse, supervisor)
                 await supervisor.start_child(ChildSpec(nurse, id="nurse", restart="temporary"))
-                yield supervisor
+                try:
+                    yield supervisor
+                finally:
+                    self._runtime.note_stop()
         except ChildStartError as error:
             root = _root(error)
             raise root from root.__cause__

@@ -36,6 +36,7 @@ PURE = {
     "omniactors.gateway.access",
     "omniactors.gateway.protocol",
     "omniactors.settings",
+    "omniactors.streams.crashes",
     "omniactors.streams.envelope",
     "omniactors.streams.settlement",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -54,10 +56,12 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     """Let `agent` handle the event and hand the settlement to the settler.
 
     Raises the handler's error when the agent is to be restarted after it. Cancelled, the event is
-    given back, attempts unchanged.
+    given back, attempts unchanged; unless its handler is why the process ends, which counts as a crash.
     """
     services, options, event = subscription.services, subscription.options, delivery.event
-    current = CurrentEvent(event, subscription.name)
+    in_hand = services.backend.in_hand
+    row = in_hand.begin(delivery.key)
+    current = CurrentEvent(event, subscription.name, in_hand, row)
     token, run = current_event.set(current), enter_run(event.correlation_id or event.id)
     error: Exception | None = None
     succeeded_in: float | None = None
@@ -75,8 +79,12 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
             if crash_part(failure) is None or is_interrupt(failure):
                 raise
             outcome = _failure(failure)
-    except BaseException:
-        services.settler.give_back(subscription.lane, [delivery.key])
+    except BaseException as failure:
+        if current.ends_process or (is_interrupt(failure) and not is_from_terminal(failure)):
+            in_hand.blame(row)
+        else:
+            in_hand.end(row)
+            services.settler.give_back(subscription.lane, [delivery.key])
         raise
     finally:
         seconds = time.perf_counter() - began
@@ -85,6 +93,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
         current_event.reset(token)
         subscription.lane.handled(delivery, succeeded_in)
     settlement = _settlement(delivery, outcome, subscription, seconds=seconds)
+    in_hand.end(row)
     services.settler.submit(Job(subscription.lane, settlement, event, _error_of(outcome)))
     try:
         if error is not None and options.on_error == "restart" and not _is_signal(error):
@@ -161,10 +170,30 @@ def _is_signal(error: Exception) -> bool:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether a KeyboardInterrupt is in it: that is the user's, and ends everything."""
+    """Whether a KeyboardInterrupt is in it: that ends everything."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(KeyboardInterrupt) is not None
     return isinstance(error, KeyboardInterrupt)
+
+
+def is_from_terminal(error: BaseException) -> bool:
+    """Whether a KeyboardInterrupt may be Ctrl-C at a terminal that happened to reach a handler: no doing of its own.
+
+    Then trio's signal handler has raised it, and a terminal has this process in its foreground.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = (error.subgroup(KeyboardInterrupt) or error).exceptions[0]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or not str(frames[-1].f_globals.get("__name__")).startswith("trio."):
+        return False
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+        try:
+            return os.tcgetpgrp(terminal) == os.getpgrp()
+        finally:
+            os.close(terminal)
+    except (OSError, AttributeError):  # no terminal, or a system that has none of this kind
+        return False
 
 
 def lone_error(error: BaseException) -> BaseException:

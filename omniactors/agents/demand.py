@@ -4,6 +4,9 @@ A group is asked for when its lane has room and its stream perhaps something for
 brings less than was asked for has drained the group, and from then on its topic is waited for. A
 topic whose groups all have a backlog is not: there is nothing that a change of it could tell. No
 step costs more than the groups that it is about, however many others there are.
+
+A suspect, an event that may end its process, is handled alone in it: nothing is fetched from the
+moment it came until it is done, and it begins when nothing else is in hand.
 """
 
 from __future__ import annotations
@@ -74,13 +77,48 @@ class Demand(Lane):
         self._touched: set[str] = set()
         """The topics that changed while the last fetch was on its way."""
         self._next_most = MOST_AGENTS
+        self._is_open = True
+        self._suspected: Subscription | None = None
+        """Whose suspect is here: it waits to be alone, is handled, or is being written."""
         self.on_idle: Callable[[], None] = _nothing
         """Called when the router has nothing to fetch, and goes to sleep."""
 
     @property
     def has_work(self) -> bool:
         """Whether there is something to fetch now."""
-        return bool(self._ready)
+        return bool(self._ready) and self._is_open and self._suspected is None
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether an event is here that is handled alone."""
+        return self._suspected is not None
+
+    def close(self) -> None:
+        """Fetch nothing until `open`: a new run begins."""
+        self._is_open = False
+        self._suspected = None
+
+    def open(self) -> None:
+        """The runtime counts as started, and may take events."""
+        self._is_open = True
+        self._wake()
+
+    def isolate(self, suspected: Subscription) -> list[Subscription]:
+        """Fetch nothing until the suspect of this agent's lane is done; whose events are to be given back before."""
+        self._suspected = suspected
+        return [feed.subscription for feed in self._feeds.values()]
+
+    def advance(self) -> None:
+        """Let the suspect begin when it is alone, and go on when it is done."""
+        if self._suspected is None:
+            return
+        lane = self._suspected.lane
+        lanes = {feed.subscription.lane for feed in self._feeds.values()} | {lane}
+        if lane.has_suspect and sum(other.held for other in lanes) == 1:
+            lane.begin_suspect()
+        elif lane.held == 0:
+            self._suspected = None
+            self._wake()
 
     def add(self, subscription: Subscription) -> None:
         """Fetch for this agent too; anew, when it is here already."""
@@ -144,6 +182,7 @@ class Demand(Lane):
 
     def room(self, subscription: Subscription) -> None:
         """The lane of this agent has room."""
+        self.advance()
         feed = self._feed_of(subscription)
         if feed is not None:
             self._consider(feed)
@@ -173,7 +212,7 @@ class Demand(Lane):
 
     def take(self) -> list[Want] | None:
         """What to fetch now, or None; whoever waited longest comes first."""
-        if not self._ready:
+        if not self.has_work:
             return None
         most, self._next_most = self._next_most, MOST_AGENTS
         feeds = list(islice(self._ready, most))
@@ -193,6 +232,10 @@ class Demand(Lane):
     def _consider(self, feed: Feed) -> None:
         if feed.is_hungry:
             self._ready[feed] = None
+            self._wake()
+
+    def _wake(self) -> None:
+        if self.has_work:
             self.wake_one()
 
 

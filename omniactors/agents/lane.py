@@ -59,7 +59,6 @@ class EventLane(Lane):
         self._queue: deque[Delivery] = deque()
         self._busy: dict[str, deque[Delivery]] = {}
         self._suspect: Delivery | None = None
-        self._is_exclusive = False
         self._seconds: float | None = None
         """What one event takes a handler, lately; None before the first."""
         self._streak = 0
@@ -88,14 +87,14 @@ class EventLane(Lane):
         0 until a good part of the limit is free, so that fetches are worth it, or an instance is idle.
         """
         free = self.limit - self.held
-        is_shut = self.is_closed or self.is_suspended or self.has_suspect
+        is_shut = self.is_closed or self.is_suspended
         is_worth_it = free >= max(1, self.limit // 4) or self.held < self._concurrency
         return free if is_worth_it and not is_shut else 0
 
     @property
     def has_suspect(self) -> bool:
-        """Whether an event is here that is to be handled alone: it waits, is handled, or is being written."""
-        return self._is_exclusive
+        """Whether an event waits here to be alone in this process."""
+        return self._suspect is not None
 
     def put(self, delivery: Delivery) -> None:
         """Take in an event that was fetched with this lane's credit."""
@@ -103,16 +102,20 @@ class EventLane(Lane):
         self._enqueue(delivery)
 
     def put_suspect(self, delivery: Delivery) -> None:
-        """Take in an event that is to be handled alone: after what is held, and before anything else is fetched."""
+        """Take in an event that is to be handled with nothing beside it; it waits for `begin_suspect`."""
         self.held += 1
         self._suspect = delivery
-        self._is_exclusive = True
-        self.wake_one()
+
+    def begin_suspect(self) -> None:
+        """Nothing else is at work any more."""
+        suspect, self._suspect = self._suspect, None
+        if suspect is not None:
+            self._enqueue(suspect)
 
     @property
     def has_work(self) -> bool:
         """Whether there may be an event to take."""
-        return bool(self._queue) or (self._suspect is not None and self.held == 1)
+        return bool(self._queue)
 
     def take(self) -> Delivery | None:
         """The next event whose ordering key is free, or None."""
@@ -125,7 +128,7 @@ class EventLane(Lane):
                 self._busy[delivery.ordering] = deque()
             self.handling += 1
             return delivery
-        return self._take_suspect() if self._is_exclusive else None
+        return None
 
     def describe(self, item: object) -> str:
         """The event of a delivery."""
@@ -154,12 +157,7 @@ class EventLane(Lane):
         """`count` events are written, or given back; there is room for others. `now` is in seconds of any clock."""
         self.held -= count
         self._measure(count, now)
-        if self._suspect is not None:
-            self.wake_one()
-        elif self.held == 0:
-            self._is_exclusive = False
-        if self.credit:
-            self._on_room()
+        self._on_room()
 
     def drained(self) -> None:
         """There was nothing more to fetch: what comes next may be of another kind."""
@@ -181,18 +179,8 @@ class EventLane(Lane):
         self.held = self.handling = 0
         self.is_closed = self.is_suspended = False
         self._suspect = None
-        self._is_exclusive = False
         self._queue.clear()
         self._busy.clear()
-
-    def _take_suspect(self) -> Delivery | None:
-        if self._suspect is None or self.held > 1:
-            return None
-        suspect, self._suspect = self._suspect, None
-        if suspect.ordering is not None:
-            self._busy[suspect.ordering] = deque()
-        self.handling += 1
-        return suspect
 
     def _enqueue(self, delivery: Delivery) -> None:
         self._queue.append(delivery)

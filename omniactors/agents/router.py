@@ -18,6 +18,7 @@ from omniactors.agents.subscription import readable
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, EntryError
 from omniactors.events.event import Event
+from omniactors.streams.crashes import MAX_CRASHES, SUSPECT_CRASHES
 from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, dead_letter
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
     from omniactors.streams.settlement import EntryKey
 
 logger = logging.getLogger("omniactors.agents")
-
-SUSPECT_CRASHES = 3
-"""Deliveries without any outcome after which an entry is handled alone: it may be what kills its process."""
-
-MAX_CRASHES = 5
-"""Deliveries without any outcome after which it is dead-lettered: at the last ones nothing else was at work."""
 
 RECHECK = 5.0
 """Seconds after which the store is asked again what is due. What is due is the store's to say, by its own clock: that
@@ -107,16 +102,27 @@ class Router(Actor[Any]):
             if subscription is None:
                 self._services.settler.give_back(None, [entry.key for entry in together])
             elif subscription.is_ordered:
-                ordered += [(subscription, entry, subscription.read(entry)) for entry in together]
+                ordered += [(subscription, entry, self._read(subscription, entry)) for entry in together]
             else:
                 for entry in together:
-                    self._hand_out(subscription, entry, subscription.read(entry))
+                    self._hand_out(subscription, entry, self._read(subscription, entry))
         if ordered:
             is_ours = await self._claim([_claim_of(entry, read) for _, entry, read in ordered])
             for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
                 if is_owner:
                     self._hand_out(subscription, entry, read)
         return counts
+
+    def _read(self, subscription: Subscription, entry: Entry) -> Delivery | EntryError:
+        """The entry as its agent reads it: that is code of users too, and may end the process as a handler may."""
+        if entry.crashes >= MAX_CRASHES:
+            return EntryError("not read: it may end the process")
+        in_hand = self._services.backend.in_hand
+        row = in_hand.begin(entry.key)
+        try:
+            return subscription.read(entry)
+        finally:
+            in_hand.end(row)
 
     async def _claim(self, keys: list[tuple[EntryKey, str]]) -> list[bool]:
         """Which of them may be handled here; asked until the store answers, since nobody passes them meanwhile."""
@@ -138,19 +144,27 @@ class Router(Actor[Any]):
             self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
         elif isinstance(read, EntryError):
             self._bury(subscription, entry, "decode", error_info(read))
-        elif crashes >= SUSPECT_CRASHES or subscription.lane.has_suspect:
+        elif self._demand.has_suspect:
+            self._give_back(subscription, [read])
+        elif crashes >= SUSPECT_CRASHES:
             self._isolate(subscription, read)
         else:
             subscription.lane.put(read)
 
     def _isolate(self, subscription: Subscription, suspect: Delivery) -> None:
-        """Have a suspect handled after what came before it, with nothing beside it; what came after it goes back."""
-        lane = subscription.lane
-        if lane.has_suspect:
-            lane.held += 1
-            self._services.settler.give_back(lane, [suspect.key])
-        else:
-            lane.put_suspect(suspect)
+        """Have a suspect handled when nothing else is at work in this process; what nobody has begun goes back.
+
+        But not what came before it in an ordered group, which it may not overtake.
+        """
+        for other in self._demand.isolate(subscription):
+            if other is not subscription or not subscription.is_ordered:
+                self._services.settler.give_back(other.lane, [delivery.key for delivery in other.lane.clear()])
+        subscription.lane.put_suspect(suspect)
+        self._demand.advance()
+
+    def _give_back(self, subscription: Subscription, fetched: list[Delivery]) -> None:
+        subscription.lane.held += len(fetched)
+        self._services.settler.give_back(subscription.lane, [delivery.key for delivery in fetched])
 
     def _bury(self, subscription: Subscription, entry: Entry, reason: DeadReason, error: ErrorInfo) -> None:
         event = readable(entry)

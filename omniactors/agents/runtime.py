@@ -268,6 +268,8 @@ class AgentRuntime:
     def tree(self) -> Subtree:
         """The work half of the system, for one run."""
         self._is_up = False
+        self._demand.close()
+        self._backend.in_hand.clear()
         self._settler.reset()
         for member in self._roster.values():
             member.reset()
@@ -281,6 +283,14 @@ class AgentRuntime:
             backoff=Backoff(initial=0.05, maximum=5.0),
             name="work",
         )
+
+    def note_stop(self) -> None:
+        """The process is being stopped: if somebody's patience ends before that, no event is to blame."""
+        self._backend.in_hand.stop()
+
+    def take_events(self) -> None:
+        """Begin to take events: until this is called a tree that has started takes none."""
+        self._demand.open()
 
     def ref(self, name: str) -> ActorRef[Any]:
         """The reference of a running agent; raises ChildNotFound."""

@@ -1,7 +1,9 @@
 """Crew: the processes of `run --workers N`, started, kept running, replaced and stopped by a parent without agents.
 
 Each is a full runtime on the same store, so the parent has no work to hand out: it looks after
-processes. A worker that dies comes back after a moment; when they die too often all is given up.
+processes. A worker that dies comes back after a moment, however often: an event that ends its
+process is put away after a few deaths, and meanwhile the others work. Only when none of them is at
+work, and they keep ending before they are ready, and so before they have taken any event, all is given up.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
 RESTARTS = 5
-"""Restarts per worker within RESTART_PERIOD: an event that kills its process is dead-lettered before that."""
+"""Starts per worker that may fail within RESTART_PERIOD seconds."""
 
 RESTART_PERIOD = 30.0
 
-RESTART_BACKOFF = Backoff(initial=0.1, maximum=5.0, reset_after=10.0)
+RESTART_BACKOFF = Backoff(initial=0.1, maximum=5.0)
+"""Between starts that fail."""
+
+DEATH_BACKOFF = Backoff(initial=0.1, maximum=1.0, reset_after=10.0)
+"""After the death of a worker that had started: a queue of events that end their process is to be got over soon."""
 
 REPORT_EVERY = 10.0
 """Seconds between two lines that say which workers a stop waits for; what for, the workers say themselves."""
@@ -46,7 +52,7 @@ GOOD_ENDS = (ExitCode.OK, -signal.SIGTERM)
 async def run_workers(command: Command, count: int, output: Format) -> bool:
     """Run `count` workers until stopped by a signal; True when a second one cut the stop short.
 
-    Raises CommandError when the first worker cannot start, when workers keep dying, or when one
+    Raises CommandError when the first worker cannot start, when later ones keep failing to, or when one
     could not be stopped in order.
     """
     if sys.platform == "win32":
@@ -88,6 +94,7 @@ class Crew:
         self._nursery = nursery
         self._slots: dict[int, Slot] = {}
         self._deaths: Counter[int] = Counter()
+        self._failures: Counter[int] = Counter()
         self._live: set[Worker] = set()
         self._window = RestartWindow(Intensity(RESTARTS * count, RESTART_PERIOD))
         self._patience = trio.CancelScope()
@@ -145,11 +152,12 @@ class Crew:
         worker = await start_process(self._command, number)
         self._live.add(worker)
         self._nursery.start_soon(self._watch, worker)
-        worker.ready = await worker.lifeline.receive_ready()
+        await worker.get_ready()
         if worker.ready is None:
             await worker.ended.wait()
             raise WorkerFailed(f"{worker} {worker.describe_end()}", worker.process.returncode)
         self._grace = max(self._grace, worker.ready.grace)
+        self._failures[number] = 0
         return worker
 
     async def _start_surely(self, number: int) -> Worker:
@@ -158,7 +166,7 @@ class Crew:
             try:
                 return await self._start(number)
             except WorkerFailed as failure:
-                await self._get_over(number, str(failure))
+                await self._wait_to_start(number, str(failure))
 
     async def _open_slot(self, number: int) -> None:
         self._slots[number] = Slot(await self._start_surely(number))
@@ -180,29 +188,38 @@ class Crew:
     # -- keeping --------------------------------------------------------------------------------
 
     async def _keep(self, slot: Slot) -> None:
-        """Put a new worker in the place of one that died, for ever; raises CommandError when that is too often."""
+        """Put a new worker in the place of one that died, for ever; raises CommandError when none starts any more."""
         while True:
             worker = slot.worker
             await worker.ended.wait()
             async with slot.lock:
                 if slot.worker is worker:
-                    if trio.current_time() - worker.started_at >= RESTART_BACKOFF.reset_after:
-                        self._deaths[worker.number] = 0
-                    await self._get_over(worker.number, f"{worker} {worker.describe_end()}")
+                    await self._get_over(worker)
                     slot.worker = await self._start_surely(worker.number)
                     say(f"{slot.worker} has taken its place")
 
-    async def _get_over(self, number: int, death: str) -> None:
-        """Wait before the next start of a worker; raises CommandError when there were too many deaths."""
+    async def _get_over(self, worker: Worker) -> None:
+        """Wait after the death of a worker that had been ready."""
+        if trio.current_time() - worker.started_at >= DEATH_BACKOFF.reset_after:
+            self._deaths[worker.number] = 0
+        self._deaths[worker.number] += 1
+        delay = DEATH_BACKOFF.delay(self._deaths[worker.number], random.random())  # noqa: S311 -- jitter, no secret
+        await self._pause(f"{worker} {worker.describe_end()}", delay)
+
+    async def _wait_to_start(self, number: int, failure: str) -> None:
+        """Wait after a start that failed; raises CommandError when there were too many, and nobody is at work."""
         now = trio.current_time()
-        if not self._window.allow(now):
+        if not self._window.allow(now) and not any(worker.ready for worker in self._live):
             times = self._window.count(now)
             raise CommandError(
-                f"workers keep dying, {times} times in {RESTART_PERIOD:g} s, so all is given up; the last one: {death}"
+                f"workers keep dying before they are ready, {times} times in {RESTART_PERIOD:g} s, "
+                f"so all is given up; the last one: {failure}"
             )
-        self._deaths[number] += 1
-        delay = RESTART_BACKOFF.delay(self._deaths[number], random.random())  # noqa: S311 -- jitter, no secret
-        say(f"{death}; the next one starts in {delay:.1f} s")
+        self._failures[number] += 1
+        await self._pause(failure, RESTART_BACKOFF.delay(self._failures[number], random.random()))  # noqa: S311 -- as above
+
+    async def _pause(self, reason: str, delay: float) -> None:
+        say(f"{reason}; the next one starts in {delay:.1f} s")
         await trio.sleep(delay)
 
     # -- replacing ------------------------------------------------------------------------------

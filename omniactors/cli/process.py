@@ -17,6 +17,9 @@ from omniactors.errors import OmniActorsError
 if TYPE_CHECKING:
     from omniactors.cli.lifeline import Ready
 
+LAST_WORD = 1.0
+"""Seconds that what a dead worker has said may take to arrive."""
+
 _SIGNAL_NAMES = {number.value: number.name for number in signal.Signals}
 
 
@@ -54,10 +57,21 @@ class Worker:
         self.started_at = trio.current_time()
         self.ready: Ready | None = None
         self.ended = trio.Event()
+        self._has_spoken = trio.Event()
+
+    async def get_ready(self) -> None:
+        """Wait until it is `ready`, or has ended before that."""
+        try:
+            self.ready = await self.lifeline.receive_ready()
+        finally:
+            self._has_spoken.set()
 
     async def watch(self) -> None:
         """Wait for its end."""
         await self.process.wait()
+        # It may have been ready a moment ago: its word is heard first. A process that it left behind may have the line.
+        with trio.move_on_after(LAST_WORD):
+            await self._has_spoken.wait()
         self.lifeline.close()
         self.ended.set()
 

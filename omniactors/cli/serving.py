@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omniactors.agents.current import noting_ends
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -90,24 +92,25 @@ async def serve(
 ) -> None:
     """Run a system until it is stopped.
 
-    `tell` gets the line about its settings, `ready` its gateway's URL; `beside` runs until the end.
+    `tell` gets the line about its settings, `ready` its gateway's URL before the first event is taken; `beside` runs
+    until the end.
     """
-    start = partial(
+    run = partial(
         service.omni.run,
         listen=service.listen,
         token=service.token,
         allowed_hosts=service.allowed_hosts,
         tell=tell,
+        on_ready=ready,
     )
     # The receiver surrounds everything: a signal at any moment stops in order.
-    with trio.open_signal_receiver(*STOPS) as signals:
+    with trio.open_signal_receiver(*STOPS) as signals, noting_ends(*STOPS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.obey, signals)
             nursery.start_soon(beside)
             try:
                 with stop.scope:
-                    async with trio.open_nursery() as running:
-                        await ready(await running.start(start))
+                    await run()
             finally:
                 with trio.CancelScope(shield=True):
                     await service.omni.shutdown()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from omniactors.streams.inhand import InHand
+
 
 class Want(msgspec.Struct, frozen=True, gc=False):
     """Room for `credit` entries of one topic at one agent.
@@ -42,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One delivery: the body as it was written, and its history.
 
     `attempts` counts tries that ended with an outcome, before this one; `crashes` counts
-    deliveries since then whose owner vanished without any outcome.
+    deliveries since then in which a handler had begun when the process died (see `streams.crashes`).
     `deliveries` counts how often it was handed to a consumer, this time included.
     """
 
@@ -240,6 +242,11 @@ class Backend(Protocol):
     @property
     def settled_at_once(self) -> int:
         """How many settlements go well into one write: more would hold up others, and the next fetch."""
+        ...
+
+    @property
+    def in_hand(self) -> InHand:
+        """Where to note what has begun, for those who take over when this process dies."""
         ...
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from omniactors.streams.backend import Backend, Settled
+    from omniactors.streams.inhand import InHand
     from omniactors.streams.settlement import Settlement
 
 DOWN = BackendError("the store is down")
@@ -58,6 +59,10 @@ class FaultyStore:
     def settled_at_once(self) -> int:
         return self.real.settled_at_once
 
+    @property
+    def in_hand(self) -> InHand:
+        return self.real.in_hand
+
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         real = getattr(self.real, method)
 
@@ -92,5 +97,6 @@ class Scene:
             async with open_supervisor(
                 ChildSpec(self.bus.run, id="bus"), self.runtime.tree(), emit=self.runtime.notice
             ):
+                self.runtime.take_events()
                 yield
             await self.store.real.close()

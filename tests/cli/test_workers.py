@@ -55,6 +55,23 @@ class Blocked(Agent, topic="blocked", name="blocked"):
         time.sleep(1000)
 """
 
+POISON = """
+import os
+import time
+from omniactors import Agent
+
+class Poison(Agent, topic="poison", name="poison"):
+    async def handle(self, event):
+        if event.payload.content < 0:
+            os._exit(9)
+        return event.payload.content
+
+class Good(Agent, topic="good", name="good", concurrency=4):
+    async def handle(self, event):
+        time.sleep(0.01)
+        return event.payload.content
+"""
+
 TERMINAL = """
 import os, pty, sys
 
@@ -306,7 +323,7 @@ def test_a_first_worker_that_is_killed_is_told(folder: Path) -> None:
     assert done.stderr.endswith("was killed by SIGKILL before it was ready\n")
 
 
-async def test_workers_that_keep_dying_are_given_up(folder: Path) -> None:
+async def test_workers_that_cannot_start_any_more_are_given_up(folder: Path) -> None:
     (folder / "agents.py").write_text(f"{AGENTS}\nif pathlib.Path('armed').exists():\n    os._exit(7)\n")
     async with running(folder, "agents.py", "--workers", "2") as runner:
         (folder / "armed").touch()
@@ -315,8 +332,46 @@ async def test_workers_that_keep_dying_are_given_up(folder: Path) -> None:
         with trio.fail_after(60):
             assert await runner.process.wait() == 1
     last = runner.log.read_text().splitlines()[-1]
-    assert last.startswith("error: workers keep dying, 11 times in 30 s, so all is given up; the last one: worker ")
+    assert last.startswith(
+        "error: workers keep dying before they are ready, 11 times in 30 s, so all is given up; the last one: worker "
+    )
     assert last.endswith(" ended with exit code 7 before it was ready")
+
+
+async def test_workers_that_fail_to_start_leave_the_others_at_work(folder: Path) -> None:
+    (folder / "agents.py").write_text(f"{AGENTS}\nif pathlib.Path('armed').exists():\n    os._exit(7)\n")
+    async with running(folder, "agents.py", "--workers", "2") as runner, store_of(runner) as omni:
+        (folder / "armed").touch()
+        os.kill(pids(runner)[0], signal.SIGKILL)
+        for _ in range(3):
+            await runner.logged("ended with exit code 7 before it was ready; the next one starts in")
+        assert await results(omni, [await omni.publish("who", 1)]) == [pids(runner)[1]]
+        (folder / "armed").unlink()
+        await runner.logged("has taken its place")
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.ended() == 0
+
+
+@pytest.mark.parametrize("poisons", [1, pytest.param(10, marks=pytest.mark.slow)])
+async def test_events_that_kill_their_process_never_keep_workers_from_starting_and_take_nobody_along(
+    folder: Path, poisons: int
+) -> None:
+    (folder / "agents.py").write_text(POISON)
+    async with OmniActors(f"sqlite:///{folder}/.omniactors/omniactors.db") as omni:
+        await omni.publish_batch([("poison", -1 - number) for number in range(poisons)])
+        good = await omni.publish_batch([("good", number) for number in range(50)])
+        good += await omni.publish_batch([("poison", number) for number in range(20)])
+    async with running(folder, "agents.py", "--workers", "2") as runner, store_of(runner) as omni:
+        with trio.fail_after(120):
+            while len(await omni.streams.dlq("poison", limit=99)) < poisons:  # noqa: ASYNC110 -- no event tells of it
+                await trio.sleep(0.1)
+        assert await results(omni, good) == [*range(50), *range(20)]
+        letters = await omni.streams.dlq("poison", limit=99) + await omni.streams.dlq("good", limit=99)
+        assert {(letter.reason, letter.failed_message["content"] < 0) for letter in letters} == {("crash-loop", True)}
+        assert len(letters) == poisons
+        runner.process.send_signal(signal.SIGTERM)
+        assert await runner.ended() == 0
+    assert runner.log.read_text().count("ended with exit code 9;") == 5 * poisons
 
 
 async def test_watch_follows_all_workers_and_those_that_come_later(folder: Path) -> None:

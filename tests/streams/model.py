@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from omniactors.streams.crashes import crashes_after
 from tests.streams.model_state import (
     RELEASED,
     Counts,
@@ -229,17 +230,19 @@ class Model:
 
     def stop(self, consumer: str) -> None:
         """The consumer ends in order."""
-        self._end(consumer, crashes=0)
+        self._end(consumer)
 
     def bury(self, consumer: str) -> None:
-        """The consumer has died, and its work is taken over."""
-        self._end(consumer, crashes=1)
+        """The consumer has died, nobody knows what had begun, and its work is taken over."""
+        held = [place for group in self.groups.values() for place in group.owned(consumer) if not place.is_handed]
+        for place in held:
+            place.crashes = crashes_after(place.crashes, has_begun=None, is_alone=len(held) == 1)
+        self._end(consumer)
 
-    def _end(self, consumer: str, *, crashes: int) -> None:
+    def _end(self, consumer: str) -> None:
         self.consumers.discard(consumer)
         for group in self.groups.values():
             for place in group.owned(consumer):
-                place.crashes += 0 if place.is_handed else crashes
                 place.free()
             group.withdrawn.discard(consumer)
 

@@ -81,10 +81,12 @@ async def keep_order(backend: SqliteBackend, _: str) -> None:
 
 
 async def hold(backend: SqliteBackend, _: str) -> None:
-    """Take all there is and keep it."""
+    """Take all there is and keep it; handlers have begun with the second and the third, and the first is done."""
     async with trio.open_nursery() as nursery:
         await nursery.start(backend.serve)
         fetched = await backend.fetch([Want(TOPIC, AGENT, 1000)])
+        rows = [backend.in_hand.begin(entry.key) for entry in fetched.entries[:3]]
+        backend.in_hand.end(rows[0])
         for entry in fetched.entries:
             tell(msgspec.json.decode(entry.body))
         await trio.sleep_forever()

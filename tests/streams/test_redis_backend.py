@@ -12,7 +12,7 @@ import redis
 import trio
 
 from omniactors.errors import BackendError, BackendRefused
-from omniactors.streams.backend import AgentRecord, Want
+from omniactors.streams.backend import AgentRecord, Entry, Want
 from omniactors.streams.redis.backend import RedisBackend
 from omniactors.streams.settlement import Retry
 from tests.redis_server import RedisServer, fresh_prefix
@@ -111,6 +111,48 @@ class TestLease:
             assert found == list(range(2500))
         assert raw.hexists("omni-consumers", "ghost") is False
         assert {info["name"] for info in raw.xinfo_consumers(STREAM, GROUP)} == {b"omni:waiting"}
+
+    async def test_a_fresh_process_judges_nobody_before_its_own_lease_is_steady(
+        self, server: RedisServer, raw: Any
+    ) -> None:
+        """After an outage all leases have ended, and the living renew theirs one after another."""
+        backend = RedisBackend(server.url, lease=3.0)
+        ghost = {"consumer": "ghost", "pid": 1, "host": "h", "started_at": 1.0}
+        raw.hset("omni-consumers", "ghost", msgspec.json.encode(ghost))
+        async with serving(backend):
+            await trio.sleep(1.5)
+            assert raw.hexists("omni-consumers", "ghost")
+            await eventually(lambda: _is_gone(raw, "ghost"))
+        await backend.close()
+
+    async def test_a_member_that_cannot_be_read_keeps_nobody_from_the_others(
+        self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ghost = {"consumer": "ghost", "pid": 1, "host": "h", "started_at": 1.0}
+        raw.hset("omni-consumers", "ghost", msgspec.json.encode(ghost))
+        raw.hset("omni-consumers", "broken", b"\xffno record")
+        raw.sadd("omni-groups", "no group", b"\xff\xfe", "group:taken:worker")
+        raw.set("omni-stream:taken", "by another program")
+        raw.set("omni-later:taken", "as well")
+        raw.zadd("omni-scheduled", {"taken": 1.0})
+        await backend.save_agents([AgentRecord(topic=TOPIC, name=AGENT)])
+        raw.hset("omni-agents", "broken:topic", b"{]")
+        await backend.create_groups([(TOPIC, AGENT)])
+        await backend.publish([*numbered(2), msgspec.structs.replace(event("late"), delay=0.2)])
+        taken = raw.xreadgroup(GROUP, "ghost", {STREAM: ">"}, count=2)
+        assert len(taken[0][1]) == 2
+        async with serving(backend) as consumer:
+            await eventually(lambda: _is_gone(raw, "ghost"))
+            await eventually(lambda: _is_gone(raw, "broken"))
+            found: list[Entry] = []
+            while len(found) < 3:
+                found += (await next_fetch(backend, Want(TOPIC, AGENT, 9))).entries
+            raw.hset("omni-consumers", "other", b"{]")
+            raw.set("omni-lease:other", "1")
+            assert [runtime.consumer for runtime in await backend.runtimes()] == [consumer]
+            assert [agent.name for agent in await backend.list_agents()] == [AGENT]
+            await trio.sleep(LEASE)
+        assert caplog.text.count("housekeeping leaves no group out") == 1
 
     async def test_a_lost_lease_makes_a_new_consumer_and_late_settlements_void(
         self, backend: RedisBackend, raw: Any, caplog: pytest.LogCaptureFixture
@@ -335,7 +377,7 @@ class TestOrder:
             assert await backend.claim([(entry.key, "k") for entry in mine]) == [False, False]
             last = await fetch_ordered(backend, 2)
             # Killed before our claim: what it held comes first, what we just fetched goes back behind it.
-            other._here().consumer._thread._stop.set()  # type: ignore[union-attr]  # noqa: SLF001 -- it is as if killed
+            await other._here().consumer.lease.end(is_left=True)  # noqa: SLF001 -- it is as if killed
             vanish(raw, killed)
             await eventually(lambda: _is_gone(raw, killed))
             assert await backend.claim([(entry.key, "k") for entry in last]) == [False, False]

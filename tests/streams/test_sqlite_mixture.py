@@ -139,7 +139,7 @@ class Mixture:
         match self.chance.randrange(8):
             case 0:
                 gone = self.chance.choice(CONSUMERS)
-                operations.remove_consumer(self.connection, gone, crashes=1, now=0.0)
+                operations.remove_consumer(self.connection, gone, None, now=0.0)
                 self.held[gone] = []
             case 1:
                 ordering.withdraw(self.connection, GROUPS[:1], self.chance.choice(CONSUMERS))
@@ -155,7 +155,7 @@ class Mixture:
         self.now += 100
         unbounded = replace(self.scene("x"), stream_limit=None)
         for consumer in CONSUMERS:
-            operations.remove_consumer(self.connection, consumer, crashes=0, now=0.0)
+            operations.remove_consumer(self.connection, consumer, frozenset(), now=0.0)
             self.held[consumer] = []
         for topic in TOPICS:
             dead.replay(self.connection, unbounded, topic, EVERY_DEAD_LETTER, limit=1000)

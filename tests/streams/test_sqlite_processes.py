@@ -8,14 +8,15 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 import trio
 
 from omniactors.streams.backend import Entry, Want
+from omniactors.streams.sqlite import operations
 from omniactors.streams.sqlite.backend import SqliteBackend
 from tests.streams.contract_kit import fetch, fetch_when_due, length, serving, until
 from tests.streams.processes import AGENT, DONE, STOP, TOPIC, event
@@ -162,8 +163,54 @@ async def test_the_work_of_a_killed_consumer_is_taken_over_at_once(backend: Sqli
         entries = (await fetch_when_due(backend)).entries
         assert time.monotonic() - killed < 3
         assert ids(entries) == [str(number) for number in range(20)]
-        assert {(entry.attempts, entry.crashes) for entry in entries} == {(0, 1)}
+        assert [entry.attempts for entry in entries] == [0] * 20
+        # Only what had begun counts, and of that what was not done.
+        assert [entry.crashes for entry in entries] == [0, 1, 1, *[0] * 17]
     assert list((path.parent / "omni.db.consumers").iterdir()) == []
+
+
+async def test_a_lease_that_cannot_be_read_keeps_nobody_from_the_others(
+    backend: SqliteBackend, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is one of another user, or none at all."""
+    await backend.publish([event(str(number)) for number in range(20)])
+    async with serving(backend), running("hold", path) as holder:
+        await holder.has_spoken(lines=20)
+        strange = path.parent / "omni.db.consumers" / "1-strange"
+        strange.mkdir()
+        with closing(sqlite3.connect(path)) as connection, connection:
+            for consumer, gave_up in (("1-strange", "{}"), ("2-broken", "no JSON")):
+                connection.execute(
+                    "INSERT INTO consumer (id, pid, host, started_at, gave_up) VALUES (?, 1, 'h', 0, ?)",
+                    (consumer, gave_up),
+                )
+        await holder.kill()
+        assert len((await fetch_when_due(backend)).entries) == 20
+        await trio.sleep(2.5)  # two more rounds of maintenance
+        runtimes = {runtime.consumer for runtime in await backend.runtimes()}
+        assert "1-strange" in runtimes, "who cannot be judged counts as alive"
+        assert "2-broken" not in runtimes
+    assert caplog.text.count("whether consumer 1-strange lives cannot be told") == 1
+
+
+async def test_a_takeover_that_fails_midway_is_made_again_and_knows_what_had_begun(
+    backend: SqliteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await backend.publish([event(str(number)) for number in range(20)])
+    remove, failures = operations.remove_consumer, [OSError("the disk is away")]
+
+    def failing(*arguments: Any, **keywords: Any) -> None:
+        remove(*arguments, **keywords)
+        if failures:
+            raise failures.pop()
+
+    async with serving(backend), running("hold", path) as holder:
+        await holder.has_spoken(lines=20)
+        monkeypatch.setattr(operations, "remove_consumer", failing)
+        await holder.kill()
+        entries = (await fetch_when_due(backend)).entries
+        assert failures == []
+        assert [entry.crashes for entry in entries] == [0, 1, 1, *[0] * 17]
 
 
 async def test_a_lease_does_not_outlive_its_process_in_a_forked_child(backend: SqliteBackend, path: Path) -> None:

@@ -111,6 +111,12 @@ def read_address(client: redis.Redis) -> Address:
     )
 
 
+def read_tls_options(client: redis.Redis) -> dict[str, str]:
+    """The options of TLS that `codec` has read, as `tls_context` takes them."""
+    options: Mapping[str, object] = client.connection_pool.connection_kwargs
+    return {name: str(options[name]) for name in TLS_OPTIONS & options.keys() if options[name] is not None}
+
+
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 

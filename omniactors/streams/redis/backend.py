@@ -14,13 +14,16 @@ import trio
 from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.envelope import encode_json
+from omniactors.streams.inhand import InHand
 from omniactors.streams.portions import portions, settlement_weight
+from omniactors.streams.records import read_all
 from omniactors.streams.redis import doctoring
 from omniactors.streams.redis.calls import Caller, Calls, GeneralError
 from omniactors.streams.redis.client import TrioRedis
-from omniactors.streams.redis.consumer import Consumer, Lease
+from omniactors.streams.redis.consumer import Consumer
 from omniactors.streams.redis.inspecting import Inspector
 from omniactors.streams.redis.keys import Keys, clean
+from omniactors.streams.redis.lease import Lease
 from omniactors.streams.redis.listening import ResultListener
 from omniactors.streams.redis.publishing import Publisher
 from omniactors.streams.redis.settling import Blocks, blamed, parts_of
@@ -111,7 +114,9 @@ class RedisBackend:
         self._patience = patience
         self._stream_limit = stream_limit
         self._window = dedupe_window
-        self._lease = Lease(url, lease)
+        self._url = url
+        self._lease = lease
+        self._in_hand = InHand()
         self._caller = Caller()
         self._here = PerRun(self._new_here)
         self._serving: _Here | None = None
@@ -127,11 +132,12 @@ class RedisBackend:
         if self._caller.pid != os.getpid():
             self._caller, self._serving = Caller(), None
         calls = Calls(self._redis, self._keys, self._caller, patience=self._patience)
+        lease = Lease(self._url, self._lease, self._keys, self._in_hand)
         return _Here(
             calls,
             Publisher(calls, self._keys, window=self._window, limit=self._stream_limit),
             Inspector(calls, self._keys, limit=self._stream_limit),
-            Consumer(calls, self._keys, self._lease, on_reentry=self._reentered),
+            Consumer(calls, self._keys, lease, self._in_hand, on_reentry=self._reentered),
         )
 
     def __repr__(self) -> str:
@@ -141,6 +147,11 @@ class RedisBackend:
     def settled_at_once(self) -> int:
         """What the server does in a millisecond; meanwhile others are handled, and fetched."""
         return SETTLED_AT_ONCE
+
+    @property
+    def in_hand(self) -> InHand:
+        """Shared with the companion process, while this backend serves."""
+        return self._in_hand
 
     @property
     def location(self) -> str:
@@ -212,7 +223,7 @@ class RedisBackend:
 
     async def runtimes(self) -> list[RuntimeRecord]:
         """The runtimes that are alive now, oldest first."""
-        records = [_runtime.decode(record) for record in await self._here().calls.script("alive", [])]
+        records = read_all(_runtime.decode, await self._here().calls.script("alive", []), "registered runtimes")
         return sorted(records, key=lambda record: (record.started_at, record.consumer))
 
     # -- taking ---------------------------------------------------------------------------------
@@ -241,7 +252,7 @@ class RedisBackend:
         )
 
     async def _ask(self, here: _Here, wants: list[Want]) -> list[Any]:
-        lease = round(self._lease.seconds * 1000)
+        lease = round(self._lease * 1000)
         while True:
             consumer = here.consumer.id
             # Not sent again when its reply is lost: `recover` gives back what it took.
@@ -467,12 +478,13 @@ class RedisBackend:
     async def list_agents(self) -> list[AgentRecord]:
         """The registered agents, by topic and name."""
         flat = await self._here().calls.command("HGETALL", self._keys.agents_since)
-        since = dict(zip(flat[::2], map(float, flat[1::2]), strict=True))
+        since = dict(zip(flat[::2], flat[1::2], strict=True))
+
+        def read(row: tuple[bytes, bytes]) -> AgentRecord:
+            return msgspec.structs.replace(_agent.decode(row[1]), created_at=float(since.get(row[0], 0.0)))
+
         flat = await self._here().calls.command("HGETALL", self._keys.agents)
-        records = [
-            msgspec.structs.replace(_agent.decode(record), created_at=since.get(name, 0.0))
-            for name, record in zip(flat[::2], flat[1::2], strict=True)
-        ]
+        records = read_all(read, zip(flat[::2], flat[1::2], strict=True), "registered agents")
         return sorted(records, key=lambda record: (record.topic, record.name))
 
     async def save_config(self, key: str, value: Any) -> None:  # noqa: ANN401 -- any JSON value

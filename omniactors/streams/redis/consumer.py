@@ -16,8 +16,9 @@ import trio
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import RuntimeRecord
+from omniactors.streams.crashes import SUSPECT_CRASHES
+from omniactors.streams.inhand import InHand, read_begun
 from omniactors.streams.redis.keys import group_name
-from omniactors.streams.redis.lease import LeaseThread, connect_thread
 from omniactors.streams.redis.scripts import raw
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from omniactors.streams.redis.calls import Calls
     from omniactors.streams.redis.keys import Keys
+    from omniactors.streams.redis.lease import Lease
     from omniactors.streams.settlement import EntryKey
 
 logger = logging.getLogger("omniactors.streams")
@@ -40,13 +42,8 @@ CHUNK: Final = 100
 
 Group = tuple[str, str]
 
-
-@dataclass(frozen=True)
-class Lease:
-    """How a consumer's lease is kept: for `seconds`, by a thread that connects to `url`."""
-
-    url: str
-    seconds: float
+Name = str | msgspec.Raw
+"""As ours, or as it was found."""
 
 
 @dataclass
@@ -56,6 +53,7 @@ class Consumer:
     calls: Calls
     keys: Keys
     lease: Lease
+    in_hand: InHand
     on_reentry: Callable[[bytes], Awaitable[None]]
     """Called with the newest bell when the lease had been lost, and this is a new consumer."""
     id: str = ""
@@ -65,7 +63,7 @@ class Consumer:
     gave_up: dict[str, str] = field(default_factory=dict)
     held: dict[Group, dict[str, int]] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.time)
-    _thread: LeaseThread | None = None
+    _told: set[str] = field(default_factory=set)
     _entering: trio.Lock = field(default_factory=trio.Lock)
 
     async def enter(self) -> bytes:
@@ -75,6 +73,7 @@ class Consumer:
         bell: bytes = await self.calls.script("enter", [consumer, raw(self._record(consumer)), milliseconds])
         self.id = consumer
         self.held.clear()
+        self.lease.enter(consumer)
         return bell
 
     async def reenter(self, lost: str) -> None:
@@ -89,52 +88,42 @@ class Consumer:
             )
             groups = [group_name(*group) for group in self.held]
             bell = await self.enter()
-            if self._thread is not None:
-                self._thread.consumer = self.id
             await self.on_reentry(bell)
             # What the old one took while it was taken over from belongs to nobody.
-            await self._give_back(lost, groups, crashes=0)
+            await self._give_back(lost, groups, begun=[])
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew the lease, take over from vanished consumers, promote what is due; until cancelled."""
-        token = trio.lowlevel.current_trio_token()
         losses, lost = trio.open_memory_channel[str](8)
 
-        def note(consumer: str) -> None:
-            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+        def on_lost(consumer: str) -> None:
+            with contextlib.suppress(trio.WouldBlock):
                 losses.send_nowait(consumer)
 
-        def on_lost(consumer: str) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(note, consumer)
-
-        thread = LeaseThread(
-            lambda timeout: connect_thread(self.lease.url, timeout),
-            consumers=self.keys.consumers,
-            prefix=self.keys.lease(""),
-            consumer=self.id,
-            lease=self.lease.seconds,
-            on_lost=on_lost,
-        )
-        with thread:
-            self._thread = thread
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tick, thread)
-                nursery.start_soon(self._keep_house, thread)
-                task_status.started()
-                async for consumer in lost:
-                    try:
-                        await self.reenter(consumer)
-                    except BackendError as error:
-                        logger.warning("the lease could not be taken again: %s", error)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.lease.keep, on_lost)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._keep_house)
+            task_status.started()
+            async for consumer in lost:
+                try:
+                    await self.reenter(consumer)
+                except BackendError as error:
+                    logger.warning("the lease could not be taken again: %s", error)
 
     async def leave(self) -> None:
         """Give back what is held and be no consumer any more; when that fails others take it over in time."""
+        is_left = False
         try:
-            await self._give_back(self.id, [group_name(*group) for group in self.held], crashes=0)
+            begun = read_begun(self.in_hand.read(), only="culprits")
+            await self._give_back(self.id, [group_name(*group) for group in self.held], begun=_words(begun or ()))
             await self.calls.script("exit", [self.id, 0])
+            is_left = True
         except BackendError as error:
             logger.warning("consumer %s left its work for others to take over: %s", self.id, error)
+        finally:
+            await self.lease.end(is_left=is_left)
+            self.in_hand.detach()
         self.id = ""
         self.held.clear()
 
@@ -195,45 +184,73 @@ class Consumer:
             )
         )
 
-    async def _tick(self, thread: LeaseThread) -> None:
+    async def _tick(self) -> None:
         while True:
-            thread.tick()
+            self.in_hand.tick()
             await trio.sleep(TICK)
 
-    async def _keep_house(self, thread: LeaseThread) -> None:
+    async def _keep_house(self) -> None:
         cursor, period = "0", min(KEEP, self.lease.seconds / 3)
         while True:
             delay = period
             try:
                 consumer = self.id
-                reply = await self.calls.script("keep", [consumer, cursor, self.lease.seconds])
-                is_registered, vanished, next_end, next_due, cursor = reply
+                reply = await self.calls.script("keep", [consumer, cursor, self.lease.seconds, SUSPECT_CRASHES])
+                is_registered, vanished, next_end, next_due, cursor, problems = reply
                 cursor = cursor.decode()
+                for member, problem in zip(problems[::2], problems[1::2], strict=True):
+                    self._tell_once(member, problem.decode("utf-8", "replace"))
                 if not is_registered:
                     await self.reenter(consumer)
-                if thread.is_steady:
-                    for other in vanished:
-                        await self.take_over(other.decode())
+                if self.lease.is_steady:
+                    await self._take_over_all(vanished)
                 soon = [moment / 1000 for moment in (next_end, next_due) if moment >= 0]
                 delay = min(period, *soon) if soon else period
             except BackendError as error:
                 logger.warning("housekeeping waits: %s", error)
             await trio.sleep(max(delay, 0.02))
 
-    async def take_over(self, other: str) -> None:
-        """Give the work of a vanished consumer back to its groups."""
-        groups = await self.calls.command("SMEMBERS", self.keys.groups)
-        names = [group.decode() for group in groups]
-        if await self._give_back(other, names, crashes=1) and await self.calls.script("exit", [other, 1]):
-            logger.warning("consumer %s vanished; its work is taken over", other)
+    async def _take_over_all(self, vanished: Iterable[bytes]) -> None:
+        """One that cannot be taken over keeps nobody from the others."""
+        for other in vanished:
+            try:
+                await self.take_over(other)
+            except BackendError as error:
+                self._tell_once(other, str(error))
 
-    async def _give_back(self, consumer: str, groups: list[str], *, crashes: int) -> bool:
-        """False when the consumer turned out to be alive."""
+    def _tell_once(self, member: bytes, problem: str) -> None:
+        name = member.decode("utf-8", "replace")
+        if name not in self._told:
+            self._told.add(name)
+            logger.warning("housekeeping leaves %s out: %s", name, problem)
+
+    async def take_over(self, other: bytes) -> None:
+        """Give the work of a vanished consumer back to its groups; what had begun there is not known.
+
+        Names go back as they came: some may be no text.
+        """
+        consumer = raw(other)
+        groups = [raw(group) for group in await self.calls.command("SMEMBERS", self.keys.groups)]
+        chunks = [groups[at : at + CHUNK] for at in range(0, len(groups), CHUNK)]
+        held = sum([await self.calls.script("held", [consumer, chunk]) for chunk in chunks])
+        most = False if held == 1 else SUSPECT_CRASHES
+        is_done = await self._give_back(consumer, groups, begun=None, most=most)
+        if is_done and await self.calls.script("exit", [consumer, 1]):
+            logger.warning("consumer %s vanished; its work is taken over", other.decode("utf-8", "replace"))
+
+    async def _give_back(
+        self, consumer: Name, groups: Sequence[Name], *, begun: list[str] | None, most: int = SUSPECT_CRASHES
+    ) -> bool:
+        """False when the consumer turned out to be alive; `begun` is None when it is not known (see leave.lua)."""
         left = groups
         while left:
             chunk = left[:CHUNK]
-            done = await self.calls.script("leave", [consumer, crashes, chunk])
+            done = await self.calls.script("leave", [consumer, False if begun is None else begun, most, chunk])
             if done < 0:
                 return False
             left = left[done:]
         return True
+
+
+def _words(begun: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{group} {entry_id}" for group, entry_id in begun]

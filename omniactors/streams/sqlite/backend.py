@@ -13,6 +13,7 @@ import trio
 from omniactors.errors import BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER
 from omniactors.streams.envelope import check_content, encode_json
+from omniactors.streams.inhand import InHand
 from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.sqlite import dead, operations, ordering
 from omniactors.streams.sqlite.copies import restore, write_copy
@@ -89,6 +90,7 @@ class SqliteBackend:
             raise ValueError(f"stream_limit must be at least 1 or None, not {stream_limit!r}")
         self._lock_wait = lock_wait
         self._path = None if path is None else Path(path).absolute()
+        self._in_hand = InHand()
         self._writer = Writer(
             StoreSettings(
                 path=self._path,
@@ -97,6 +99,7 @@ class SqliteBackend:
                 lock_wait=lock_wait,
                 stream_limit=stream_limit,
                 clock=clock,
+                in_hand=self._in_hand,
             )
         )
 
@@ -107,6 +110,11 @@ class SqliteBackend:
     def settled_at_once(self) -> int:
         """Beyond this a larger transaction saves nothing."""
         return 512
+
+    @property
+    def in_hand(self) -> InHand:
+        """In the file of our lease, while this backend serves."""
+        return self._in_hand
 
     @property
     def location(self) -> str:

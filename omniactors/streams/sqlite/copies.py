@@ -108,8 +108,8 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 def _set_free(copy: sqlite3.Connection) -> None:
     """Nobody who was at work then is in the copy: what they held is free, and was not tried."""
     with transaction(copy):
-        for record in operations.read_consumers(copy):
-            operations.remove_consumer(copy, record.consumer, crashes=0, now=time.time())
+        for consumer in operations.read_consumer_ids(copy):
+            operations.remove_consumer(copy, consumer, frozenset(), now=time.time())
     copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # one file, that stands by itself
 
 

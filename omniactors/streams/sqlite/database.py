@@ -23,6 +23,8 @@ from omniactors.streams.sqlite.schema import connect
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from omniactors.streams.inhand import InHand
+
 _CHECKPOINT_COMMITS: Final = 256
 """Commits after which the write-ahead log is copied into the database."""
 
@@ -45,6 +47,7 @@ class StoreSettings:
     lock_wait: float
     stream_limit: int | None
     clock: Callable[[], float]
+    in_hand: InHand
 
 
 class Database:

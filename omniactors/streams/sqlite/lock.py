@@ -15,10 +15,13 @@ import weakref
 from typing import TYPE_CHECKING
 
 from omniactors.errors import BackendBusy
+from omniactors.streams.inhand import TABLE_SIZE, read_begun
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from omniactors.streams.inhand import Begun, InHand
 
 if sys.platform == "win32":
     import msvcrt
@@ -238,13 +241,33 @@ class Lease:
 
     @classmethod
     def seize(cls, folder: Path, consumer: str) -> Lease | None:
-        """The lease of a dead consumer, or None when it lives; raises FileNotFoundError when it has none."""
+        """The lease of a dead consumer, or None when it lives; raises FileNotFoundError when it has none.
+
+        Raises another OSError when that cannot be told.
+        """
         path = folder / consumer
         file = _LockFile(path, os.O_RDWR)
         if _try_lock(file.fd):
             return cls(path, file)
         file.close()
         return None
+
+    def hold(self, in_hand: InHand) -> None:
+        """Keep the table of what is in hand in the lease's file; raises OSError."""
+        # Opened anew: a map keeps its descriptor open, also in a child that forks, and with it the lock.
+        descriptor = os.open(self._path, os.O_RDWR)
+        try:
+            in_hand.attach(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def begun(self) -> Begun | None:
+        """What the consumer had in hand when it died, None when that cannot be told."""
+        try:
+            os.lseek(self._file.fd, 0, os.SEEK_SET)
+            return read_begun(os.read(self._file.fd, TABLE_SIZE))
+        except OSError:
+            return None
 
     def close(self) -> None:
         """End the lease; its file stays."""

@@ -10,14 +10,19 @@ import msgspec
 
 from omniactors.errors import BackendError
 from omniactors.streams.backend import AgentMetrics, AgentRecord, GroupInfo, RuntimeRecord, StreamInfo
+from omniactors.streams.crashes import crashes_after
+from omniactors.streams.inhand import group_digest
 from omniactors.streams.portions import portions
+from omniactors.streams.records import read_all
 from omniactors.streams.settlement import ResultRecord
+from omniactors.streams.sqlite.ids import show_id
 from omniactors.streams.sqlite.program import Stage, clean, to_json
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Mapping, Sequence
 
+    from omniactors.streams.inhand import Begun
     from omniactors.streams.sqlite.work import Scene
 
 _CHUNK: Final = 500
@@ -142,7 +147,7 @@ def save_agents(connection: sqlite3.Connection, agents: Sequence[AgentRecord], s
 def read_agents(connection: sqlite3.Connection) -> list[AgentRecord]:
     """The registered agents, by topic and name."""
     rows = connection.execute("SELECT record FROM agent ORDER BY topic, name").fetchall()
-    return [_agent.decode(record) for (record,) in rows]
+    return read_all(lambda row: _agent.decode(row[0]), rows, "registered agents")
 
 
 def trim_without(connection: sqlite3.Connection, groups: Sequence[tuple[str, str]]) -> int:
@@ -252,22 +257,41 @@ def add_consumer(connection: sqlite3.Connection, consumer: str, scene: Scene) ->
     )
 
 
-def remove_consumer(connection: sqlite3.Connection, consumer: str, *, crashes: int, now: float) -> None:
-    """Free what a consumer holds, counting `crashes` more for each entry, and strike it from the list."""
+def remove_consumer(connection: sqlite3.Connection, consumer: str, begun: Begun | None, *, now: float) -> None:
+    """Free what a consumer holds, counting a crash for what had `begun`, and strike it from the list."""
+    crashes = _crashes(connection, consumer, begun)
+    connection.executemany("UPDATE pending SET crashes = ? WHERE grp = ? AND entry = ?", crashes)
     connection.execute(
         "UPDATE grp SET owned = owned - held.entries FROM "
         "(SELECT grp, count(*) AS entries FROM pending WHERE consumer = ? GROUP BY grp) AS held WHERE id = held.grp",
         (consumer,),
     )
-    # What was handed over to it had not reached it: no crash of those.
     connection.execute(
-        "UPDATE pending SET consumer = NULL, due = 0, crashes = crashes + CASE stage WHEN ? THEN 0 ELSE ? END, "
-        "lane = NULL, stage = NULL WHERE consumer = ?",
-        (Stage.HANDED_OVER, crashes, consumer),
+        "UPDATE pending SET consumer = NULL, due = 0, lane = NULL, stage = NULL WHERE consumer = ?", (consumer,)
     )
     connection.execute("DELETE FROM withdrawn WHERE consumer = ?", (consumer,))
     _note_served(connection, consumer, now)
     connection.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
+
+
+def _crashes(connection: sqlite3.Connection, consumer: str, begun: Begun | None) -> list[tuple[int, int, int]]:
+    """(crashes, group, entry) of what a consumer holds and what has one more crash now."""
+    if begun is not None and not begun:
+        return []
+    # What was handed over to it had not reached it: no crash of those.
+    held = connection.execute(
+        "SELECT grp.topic, grp.agent, grp, entry, crashes FROM pending JOIN grp ON grp.id = pending.grp "
+        "WHERE consumer = ? AND stage IS NOT ?",
+        (consumer, Stage.HANDED_OVER),
+    ).fetchall()
+    digests = {grp: group_digest(topic, agent) for topic, agent, grp, _, _ in held}
+    changed = []
+    for _, _, grp, entry, before in held:
+        has_begun = None if begun is None else (digests[grp], show_id(entry)) in begun
+        after = crashes_after(before, has_begun=has_begun, is_alone=len(held) == 1)
+        if after != before:
+            changed.append((after, grp, entry))
+    return changed
 
 
 def announce(connection: sqlite3.Connection, gateway: str | None, problem: str | None, scene: Scene) -> None:
@@ -319,25 +343,32 @@ def read_restarts(connection: sqlite3.Connection, scene: Scene) -> frozenset[str
     return frozenset(agent for (agent,) in rows.fetchall())
 
 
+def read_consumer_ids(connection: sqlite3.Connection) -> list[str]:
+    """The same consumers by their ids alone, whatever else of them can be read."""
+    return [consumer for (consumer,) in connection.execute("SELECT id FROM consumer").fetchall()]
+
+
 def read_consumers(connection: sqlite3.Connection) -> list[RuntimeRecord]:
     """All consumers that are entered, also those that died without a word, oldest first."""
     rows = connection.execute(
         "SELECT id, pid, host, started_at, gateway, gateway_problem, serves, gave_up FROM consumer "
         "ORDER BY started_at, id"
     )
-    return [
-        RuntimeRecord(
-            consumer=consumer,
-            pid=pid,
-            host=host,
-            started_at=started_at,
-            gateway=gateway,
-            gateway_problem=problem,
-            groups=None if serves is None else _serves.decode(serves),
-            gave_up=msgspec.json.decode(gave_up),
-        )
-        for consumer, pid, host, started_at, gateway, problem, serves, gave_up in rows.fetchall()
-    ]
+    return read_all(_consumer, rows.fetchall(), "registered runtimes")
+
+
+def _consumer(row: tuple[Any, ...]) -> RuntimeRecord:
+    consumer, pid, host, started_at, gateway, problem, serves, gave_up = row
+    return RuntimeRecord(
+        consumer=consumer,
+        pid=pid,
+        host=host,
+        started_at=started_at,
+        gateway=gateway,
+        gateway_problem=problem,
+        groups=None if serves is None else _serves.decode(serves),
+        gave_up=msgspec.json.decode(gave_up),
+    )
 
 
 # -- cleaning -----------------------------------------------------------------------------------

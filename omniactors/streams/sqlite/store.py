@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from outcome import Error, Value
 
 from omniactors.errors import BackendBusy, BackendError, BackendUnusable
+from omniactors.streams.inhand import read_begun
 from omniactors.streams.sqlite import operations, scheduling
 from omniactors.streams.sqlite.batch import Batch
 from omniactors.streams.sqlite.database import Database, lease_folder, transaction
@@ -24,7 +25,7 @@ from omniactors.streams.sqlite.work import Changes, Claim, Fetch, Group, Publish
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from outcome import Outcome
@@ -53,6 +54,7 @@ class Store:
         self._consumer: str | None = None
         self._lease: Lease | None = None
         self._clipped: set[Group] = set()
+        self._unreadable: set[str] = set()
 
     @property
     def _path(self) -> Path | None:
@@ -189,6 +191,10 @@ class Store:
         self._forget_lease()
         if self._path is not None:
             self._lease = Lease.take(lease_folder(self._path), self._consumer)
+            try:
+                self._lease.hold(self._settings.in_hand)
+            except OSError as error:
+                _log.warning("what is in hand is not noted, so a crash counts for all that is held: %s", error)
         with transaction(connection):
             operations.add_consumer(connection, self._consumer, self._scene())
 
@@ -205,21 +211,26 @@ class Store:
         consumer = self._consumer
         if consumer is None:
             return Value(value=False)
+        culprits = read_begun(self._settings.in_hand.read(), only="culprits") or frozenset()
         try:
             with (
                 self._database.locked(min(_EXIT_WAIT, self._settings.lock_wait)) as connection,
                 transaction(connection),
             ):
-                operations.remove_consumer(connection, consumer, crashes=0, now=self._scene().now)
+                operations.remove_consumer(connection, consumer, culprits, now=self._scene().now)
         except Exception as error:  # noqa: BLE001 -- as in `write`
             _log.warning(
                 "consumer %s left its work for others to take over: %s", consumer, translate(error, self._path)
             )
+            if self._lease is not None:
+                self._lease.close()  # its file tells what had begun
+                self._lease = None
         self._consumer = None
         self._forget_lease()
         return Value(value=True)
 
     def _forget_lease(self) -> None:
+        self._settings.in_hand.detach()
         if self._lease is not None:
             self._lease.drop()
         self._lease = None
@@ -233,7 +244,7 @@ class Store:
         return self._guarded(alive)
 
     def _seize_dead(self, consumers: Iterable[str]) -> dict[str, Lease | None]:
-        """Those of `consumers` that are dead, with their lease if there is one."""
+        """Those of `consumers` that are dead, with their lease if there is one. Each is judged by itself."""
         dead: dict[str, Lease | None] = {}
         for consumer in consumers:
             if self._path is None or consumer == self._consumer:
@@ -242,16 +253,30 @@ class Store:
                 lease = Lease.seize(lease_folder(self._path), consumer)
             except FileNotFoundError:
                 dead[consumer] = None
+            except OSError as error:
+                self._tell_once(consumer, error)
             else:
                 if lease is not None:
                     dead[consumer] = lease
         return dead
 
+    def _tell_once(self, consumer: str, error: OSError) -> None:
+        """A lease that cannot be looked at counts as one of a living process."""
+        if consumer not in self._unreadable:
+            self._unreadable.add(consumer)
+            _log.warning(
+                "whether consumer %s lives cannot be told, so its work is left alone: %s (%s); "
+                "all processes of a store run as one user, or as a group that may write in its folder",
+                consumer,
+                error.strerror,
+                error.filename,
+            )
+
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Remove lease files of consumers that died before they were entered, or after they were removed."""
         if self._path is None:
             return
-        entered = {record.consumer for record in operations.read_consumers(connection)}
+        entered = set(operations.read_consumer_ids(connection))
         with contextlib.suppress(FileNotFoundError):
             left = {file.name for file in lease_folder(self._path).iterdir()} - entered
             for lease in self._seize_dead(left).values():
@@ -272,24 +297,30 @@ class Store:
         return False
 
     def _clean(self, connection: sqlite3.Connection, scene: Scene) -> bool:
-        dead = self._seize_dead(record.consumer for record in operations.read_consumers(connection))
+        dead = self._seize_dead(operations.read_consumer_ids(connection))
         topics = scheduling.due_topics(connection, scene.now)
         try:
             if dead or topics or operations.has_expired(connection, scene):
                 self._bury(dead, topics, scene)
-        finally:
             for lease in dead.values():
                 if lease is not None:
                     lease.drop()
+        finally:
+            # One that could not be taken over keeps its file, with what it had in hand, for the next round.
+            for lease in dead.values():
+                if lease is not None:
+                    lease.close()
         if operations.is_loose(connection):
             with self._database.locked() as locked:
                 operations.shrink(locked)
         return bool(dead or topics)
 
-    def _bury(self, dead: Iterable[str], topics: Iterable[str], scene: Scene) -> None:
+    def _bury(self, dead: Mapping[str, Lease | None], topics: Iterable[str], scene: Scene) -> None:
         with self._database.locked() as connection, transaction(connection):
-            for consumer in dead:
-                operations.remove_consumer(connection, consumer, crashes=1, now=scene.now)
+            for consumer, lease in dead.items():
+                operations.remove_consumer(
+                    connection, consumer, None if lease is None else lease.begun(), now=scene.now
+                )
             scheduling.promote(connection, topics, scene.now)
             operations.remove_expired(connection, scene)
 

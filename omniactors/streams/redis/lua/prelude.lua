@@ -295,7 +295,8 @@ end
 
 -- A consumer with this record begins, or ends, to serve its groups.
 local function note_served(record_)
-    local groups = record_ and cjson.decode(record_)['groups']
+    local is_readable, fields = pcall(cjson.decode, record_ or '')
+    local groups = is_readable and type(fields) == 'table' and fields['groups']
     if type(groups) ~= 'table' then return end
     local time = now()
     for _, pair in ipairs(groups) do
@@ -303,10 +304,11 @@ local function note_served(record_)
     end
 end
 
--- One more delivery of this entry ended without any outcome.
-local function note_crash(group, id)
+-- One more delivery of this entry ended without any outcome. It counts up to `most` crashes, if that is given.
+local function note_crash(group, id, most)
     local attempts, crashes = 0, 0
     local tries = call('HGET', tries_of(group), id)
     if tries then attempts, crashes = tries:match('^(%d+) (%d+)$') end
+    if most and crashes + 1 > most then return end
     call('HSET', tries_of(group), id, attempts .. ' ' .. (crashes + 1))
 end
