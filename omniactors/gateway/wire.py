@@ -125,7 +125,8 @@ class Wire:
                     await self._receive()
                 elif isinstance(event, h11.Data):
                     body += event.data
-                    if len(body) > limit:
+                    # What stands between the chunks costs time and is no body: of that there may be as much again.
+                    if len(body) > limit or self._received > 2 * limit + self._config.max_head:
                         raise BadRequest(413, f"the body is longer than {limit} bytes")
                     self._claim(len(event.data))
                 elif isinstance(event, h11.EndOfMessage):

@@ -254,6 +254,14 @@ async def test_who_waits_for_a_go_ahead_gets_it_only_for_a_body_that_may_come() 
     assert (status(said), count(said)) == (413, 1)
 
 
+async def test_a_body_may_not_be_all_chunks_and_no_content() -> None:
+    head = b"POST /scope HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    fine, many = b"1\r\nx\r\n" * 900, b"1\r\nx\r\n" * 2000
+    assert status(await answer(head + fine + b"0\r\n\r\n")) == 200
+    said = await answer(head + many + b"0\r\n\r\n" + GOOD)
+    assert (status(said), count(said)) == (413, 1)
+
+
 async def test_bodies_are_bounded_all_together(autojump_clock: trio.testing.MockClock) -> None:
     gateway = make_gateway(EventBus(), None, ROUTES)
     head = b"POST /scope HTTP/1.1\r\n" + HOST + b"Content-Length: 3000\r\n\r\n"
