@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,9 +21,11 @@ from omniactors.streams.redis import companion, lease
 from omniactors.streams.redis.backend import RedisBackend
 from tests.redis_server import RedisServer, fresh_prefix
 from tests.streams.contract_kit import AGENT, TOPIC, fetch, next_fetch, numbered, numbers, serving
+from tests.streams.trio_redis_kit import Certificates, tls_forwarder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 LONG = 60.0
 """Seconds of a lease that no test waits for."""
@@ -266,6 +268,27 @@ async def test_a_password_is_on_no_command_line_and_nothing_else_is_inherited(
             assert len(descriptors) <= 8, descriptors
             await trio.sleep(4.0)
             assert holder.has_lease()
+
+
+@pytest.mark.parametrize("how", ["unix", "tls", "acl"])
+async def test_it_reaches_the_server_as_its_parent_does(how: str, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(RedisServer(tmp_path, unix_socket="redis.sock"))
+        url = server.unix_url
+        if how == "tls":
+            certificates = Certificates(tmp_path)
+            port = await stack.enter_async_context(tls_forwarder(certificates.server, server.port))
+            url = f"rediss://localhost:{port}?ssl_ca_certs={certificates.authority}"
+        elif how == "acl":
+            server.command("ACL", "SETUSER", "ann", "on", ">p%?:@", "~*", "&*", "+@all")
+            url = f"redis://ann:p%25%3F%3A%40@127.0.0.1:{server.port}/3"
+        backend = RedisBackend(url, lease=1.0)
+        async with serving(backend):
+            for _ in range(5):
+                await trio.sleep(0.5)
+                assert len(await backend.runtimes()) == 1
+                assert children(os.getpid())
+        await backend.close()
 
 
 async def test_a_stop_in_order_leaves_no_process_behind(server: RedisServer) -> None:
