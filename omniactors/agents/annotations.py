@@ -6,7 +6,9 @@ only the value tells (an abstract type, one that only type checkers import) is l
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
@@ -67,6 +69,20 @@ def check_returned(function: Callable[..., Any], where: str, owner: type = objec
             kind = type(part.key_type).__name__.removesuffix("Type").lower()
             raise AgentError(f"{where} returns a dict with keys of type {kind}, and the keys of JSON are strings")
 
+
+def fingerprint(content: Any) -> str:  # noqa: ANN401 -- any type form
+    """The same for two types as which the same content can be read, as far as can be told, in any process."""
+    try:
+        info = type_info(content)
+        models = (part.cls for part in _parts(info) if isinstance(part, CustomType))
+        schemas = [model.model_json_schema() for model in models if hasattr(model, "model_json_schema")]
+        text = f"{info!r} {schemas!r}"
+    except Exception:  # noqa: BLE001 -- a model's own code may raise anything
+        text = repr(content)
+    return hashlib.blake2b(_ADDRESS.sub("", text).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _NO_KEYS = (
     msgspec.inspect.IntType,

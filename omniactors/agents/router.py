@@ -19,7 +19,7 @@ from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, EntryError
 from omniactors.events.event import Event
 from omniactors.streams.crashes import MAX_CRASHES, SUSPECT_CRASHES
-from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, dead_letter
+from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, Retry, Settlement, dead_letter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -35,6 +35,12 @@ logger = logging.getLogger("omniactors.agents")
 RECHECK = 5.0
 """Seconds after which the store is asked again what is due. What is due is the store's to say, by its own clock: that
 may be put forward, and ours stands still while the machine sleeps."""
+
+MAX_PASSES = 60
+"""Times that an event is left to processes that may be able to read it, over some two minutes."""
+
+PASS = Backoff(initial=0.1, maximum=2.0)
+"""Between two of these."""
 
 RETRY = Backoff(initial=0.05, maximum=5.0)
 """Between two calls while the store fails."""
@@ -52,6 +58,7 @@ class Router(Actor[Any]):
         self._services = services
         self._agenda = Agenda()
         self._failures = 0
+        self._misfits: list[tuple[Subscription, Entry, EntryError]] = []
         self._watch_failures = 0
         self._stepped = trio.Event()
         self._watched: Mapping[str, int] = {}
@@ -111,6 +118,9 @@ class Router(Actor[Any]):
             for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
                 if is_owner:
                     self._hand_out(subscription, entry, read)
+        misfits, self._misfits = self._misfits, []
+        if misfits:
+            await self._pass_on(misfits)
         return counts
 
     def _read(self, subscription: Subscription, entry: Entry) -> Delivery | EntryError:
@@ -143,13 +153,45 @@ class Router(Actor[Any]):
         elif crashes >= MAX_CRASHES:
             self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
         elif isinstance(read, EntryError):
-            self._bury(subscription, entry, "decode", error_info(read))
+            self._misfits.append((subscription, entry, read))
         elif self._demand.has_suspect:
             self._give_back(subscription, [read])
         elif crashes >= SUSPECT_CRASHES:
             self._isolate(subscription, read)
         else:
             subscription.lane.put(read)
+
+    async def _pass_on(self, misfits: list[tuple[Subscription, Entry, EntryError]]) -> None:
+        """Leave what cannot be read here to processes that read it as something else, while there are any.
+
+        So an older version of an agent leaves what is meant for the next one alone. After MAX_PASSES it
+        is dead, and at once when nobody else could read it.
+        """
+        others = await self._other_readers()
+        for subscription, entry, error in misfits:
+            key, passes = entry.key, entry.deliveries - entry.attempts
+            is_other = others is None or others.get((key.topic, key.agent), set()) - {subscription.fingerprint}
+            if passes > MAX_PASSES or not is_other or readable(entry) is None:
+                self._bury(subscription, entry, "decode", error_info(error))
+                continue
+            if passes == 1:
+                logger.warning("agent %s cannot read an event of %s, and leaves it to others: %s", *_names(key), error)
+            retry = Retry(after=PASS.delay(passes, random.random()), attempts=entry.attempts)  # noqa: S311 -- jitter
+            subscription.lane.held += 1
+            self._services.settler.submit(Job(subscription.lane, Settlement(key=key, retry=retry), None))
+
+    async def _other_readers(self) -> dict[tuple[str, str], set[str]] | None:
+        """By group, as what its content is read by any live process; None when the store does not tell."""
+        try:
+            runtimes = await self._services.backend.runtimes()
+        except BackendError:
+            return None
+        readers: dict[tuple[str, str], set[str]] = {}
+        for runtime in runtimes:
+            groups = runtime.groups or ()
+            for group, reads in zip(groups, [*runtime.reads, *[""] * len(groups)], strict=False):
+                readers.setdefault(group, set()).add(reads)
+        return readers
 
     def _isolate(self, subscription: Subscription, suspect: Delivery) -> None:
         """Have a suspect handled when nothing else is at work in this process; what nobody has begun goes back.
@@ -254,6 +296,10 @@ class Router(Actor[Any]):
 
 def _pause(failures: int) -> float:
     return RETRY.delay(failures, random.random())  # noqa: S311 -- jitter, not a secret
+
+
+def _names(key: EntryKey) -> tuple[str, str]:
+    return key.agent, key.topic
 
 
 def _group_of(entry: Entry) -> tuple[str, str]:

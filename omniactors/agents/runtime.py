@@ -94,6 +94,9 @@ class SystemClock:
         return random.random()  # noqa: S311 -- jitter, not a secret
 
 
+Standing = tuple[list[tuple[str, str]], dict[str, str], list[str]]
+
+
 @dataclass
 class Outage:
     """An agent that gave up: why, how often in a row, and when it is tried again (on trio's clock)."""
@@ -210,7 +213,7 @@ class AgentRuntime:
         self._news = trio.Event()
         self._is_up = False
         self._failures = FailureLog()
-        self._reported: tuple[list[tuple[str, str]], dict[str, str]] | None = None
+        self._reported: Standing | None = None
         self.add(WebhookAgent, (), {})
 
     def add(self, what: object, args: tuple[Any, ...], keywords: AgentKeywords) -> Subscription:
@@ -459,12 +462,13 @@ class AgentRuntime:
         has_cause = bool(self._outages()) or self._reported != self._standing()
         return min([trio.current_time() + LOOK if has_cause else math.inf, *due])
 
-    def _standing(self) -> tuple[list[tuple[str, str]], dict[str, str]]:
-        """Which groups are served here, and which agents gave up and why."""
-        up = [member.subscription for member in self._roster.values() if member.outage is None]
+    def _standing(self) -> Standing:
+        """Which groups are served here and as what they are read, and which agents gave up and why."""
         roster = self._roster.values()
+        up = [member.subscription for member in roster if member.outage is None]
         down = {member.subscription.name: member.outage.reason for member in roster if member.outage is not None}
-        return [group for subscription in up for group in subscription.groups], down
+        reads = [subscription.fingerprint for subscription in up for _ in subscription.groups]
+        return [group for subscription in up for group in subscription.groups], down, reads
 
     async def _report(self) -> None:
         """Have the store know what is served here, and what is down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from omniactors.agents.annotations import fingerprint
 from omniactors.agents.lane import Delivery, EventLane
 from omniactors.errors import AgentError, EntryError
 from omniactors.streams.envelope import EventDecoder, glimpse
@@ -65,6 +66,7 @@ class Subscription:
         self.groups: list[tuple[str, str]] = [(topic, name) for topic in options.topics]
         self.services = services
         self.lane = EventLane(options.capacity, options.concurrency, lambda: on_room(self))
+        self.fingerprint = fingerprint(content_type)
         self._decoder: EventDecoder[Any] = EventDecoder(content_type)
 
     @property

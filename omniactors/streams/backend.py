@@ -199,7 +199,8 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A live runtime: its consumer id, its process, and where its gateway listens (a URL or None).
 
     `gateway_problem` says why the gateway that it should have is down; work goes on without.
-    `groups` are the pairs (topic, agent) that it serves, None when it does not say (an older version);
+    `groups` are the pairs (topic, agent) that it serves, None when it does not say (an older version),
+    `reads` for each of them a fingerprint of what it reads its content as;
     `gave_up` those of its agents that gave up, each with the last reason.
     """
 
@@ -210,6 +211,7 @@ class RuntimeRecord(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str | None = None
     gateway_problem: str | None = None
     groups: tuple[tuple[str, str], ...] | None = None
+    reads: tuple[str, ...] = ()
     gave_up: dict[str, str] = {}
 
 
@@ -279,8 +281,10 @@ class Backend(Protocol):
         """Record where this consumer's gateway listens, or why it is down."""
         ...
 
-    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
-        """Record which groups this consumer serves, and which of its agents gave up and why.
+    async def report(
+        self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str], reads: Sequence[str] = ()
+    ) -> None:
+        """Record which groups this consumer serves, which of its agents gave up and why, and what each group reads.
 
         What `restarts` told until now is done with.
         """

@@ -19,7 +19,7 @@ from tests.agents.support import Watcher, eventually, in_memory, until, watching
 from tests.redis_server import RedisServer, fresh_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -221,7 +221,7 @@ async def test_a_store_that_cannot_be_used_at_the_first_start_is_an_error_at_onc
     omni = in_memory()
     omni.add(Steady)
 
-    async def refuse(groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+    async def refuse(*_: object) -> None:
         raise BackendUnusable("redis://here does not accept the user name and password")
 
     backend = omni._backend  # noqa: SLF001 -- as above

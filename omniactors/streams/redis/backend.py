@@ -205,11 +205,13 @@ class RedisBackend:
         consumer = self._require_serving("announce").consumer
         await consumer.announce(gateway, None if problem is None else clean(problem))
 
-    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+    async def report(
+        self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str], reads: Sequence[str] = ()
+    ) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
         here = self._require_serving("report")
         names = [(clean(topic), clean(agent)) for topic, agent in groups]
-        await here.consumer.report(names, {clean(agent): clean(reason) for agent, reason in gave_up.items()})
+        await here.consumer.report(names, {clean(agent): clean(reason) for agent, reason in gave_up.items()}, reads)
 
     async def restart(self, agent: str) -> int:
         """Have every consumer in which this agent gave up try it again at once."""

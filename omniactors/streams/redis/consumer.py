@@ -60,6 +60,7 @@ class Consumer:
     gateway: str | None = None
     gateway_problem: str | None = None
     groups: tuple[Group, ...] | None = None
+    reads: tuple[str, ...] = ()
     gave_up: dict[str, str] = field(default_factory=dict)
     held: dict[Group, dict[str, int]] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.time)
@@ -132,9 +133,9 @@ class Consumer:
         self.gateway, self.gateway_problem = gateway, problem
         await self._tell()
 
-    async def report(self, groups: Sequence[Group], gave_up: Mapping[str, str]) -> None:
-        """Record which groups we serve, and which of our agents gave up."""
-        self.groups, self.gave_up = tuple(groups), dict(gave_up)
+    async def report(self, groups: Sequence[Group], gave_up: Mapping[str, str], reads: Sequence[str]) -> None:
+        """Record which groups we serve and as what we read them, and which of our agents gave up."""
+        self.groups, self.gave_up, self.reads = tuple(groups), dict(gave_up), tuple(reads)
         await self._tell()
 
     async def _tell(self) -> None:
@@ -180,6 +181,7 @@ class Consumer:
                 gateway=self.gateway,
                 gateway_problem=self.gateway_problem,
                 groups=self.groups,
+                reads=self.reads,
                 gave_up=self.gave_up,
             )
         )

@@ -148,10 +148,12 @@ class SqliteBackend:
             Write(lambda connection, scene: operations.announce(connection, gateway, problem, scene))
         )
 
-    async def report(self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str]) -> None:
+    async def report(
+        self, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str], reads: Sequence[str] = ()
+    ) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
-        groups, gave_up = tuple(groups), dict(gave_up)
-        await self._writer.call(Write(lambda connection, scene: operations.report(connection, groups, gave_up, scene)))
+        serves, down = list(zip(groups, [*reads, *[""] * len(groups)], strict=False)), dict(gave_up)
+        await self._writer.call(Write(lambda connection, scene: operations.report(connection, serves, down, scene)))
 
     async def restart(self, agent: str) -> int:
         """Have every consumer in which this agent gave up try it again at once."""

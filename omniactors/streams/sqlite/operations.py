@@ -85,7 +85,7 @@ _TASKS: Final = 500
 _results = msgspec.json.Decoder(list[tuple[str, int, str | None]])
 _record = msgspec.json.Decoder(ResultRecord)
 _agent = msgspec.json.Decoder(AgentRecord)
-_serves = msgspec.json.Decoder(tuple[tuple[str, str], ...])
+_serves = msgspec.json.Decoder(tuple[tuple[str, str, str], ...])
 
 
 def create_groups(connection: sqlite3.Connection, groups: Sequence[tuple[str, str]]) -> None:
@@ -305,15 +305,21 @@ def announce(connection: sqlite3.Connection, gateway: str | None, problem: str |
 
 
 def report(
-    connection: sqlite3.Connection, groups: Sequence[tuple[str, str]], gave_up: Mapping[str, str], scene: Scene
+    connection: sqlite3.Connection,
+    serves: Sequence[tuple[tuple[str, str], str]],
+    gave_up: Mapping[str, str],
+    scene: Scene,
 ) -> None:
-    """Record what we serve, and which of our agents gave up; raises BackendError when we are no consumer."""
+    """Record what we serve and as what we read it, and which of our agents gave up.
+
+    Raises BackendError when we are no consumer.
+    """
     if scene.consumer is None:
         raise BackendError("report is only possible while serve() runs")
-    serves = to_json([(clean(topic), clean(agent)) for topic, agent in groups])
+    written = to_json([(clean(topic), clean(agent), reads) for (topic, agent), reads in serves])
     down = to_json({clean(agent): clean(reason) for agent, reason in gave_up.items()})
     connection.execute(
-        "UPDATE consumer SET serves = ?, gave_up = ?, wanted = '[]' WHERE id = ?", (serves, down, scene.consumer)
+        "UPDATE consumer SET serves = ?, gave_up = ?, wanted = '[]' WHERE id = ?", (written, down, scene.consumer)
     )
     _note_served(connection, scene.consumer, scene.now)
 
@@ -358,7 +364,8 @@ def read_consumers(connection: sqlite3.Connection) -> list[RuntimeRecord]:
 
 
 def _consumer(row: tuple[Any, ...]) -> RuntimeRecord:
-    consumer, pid, host, started_at, gateway, problem, serves, gave_up = row
+    consumer, pid, host, started_at, gateway, problem, written, gave_up = row
+    serves = None if written is None else _serves.decode(written)
     return RuntimeRecord(
         consumer=consumer,
         pid=pid,
@@ -366,7 +373,8 @@ def _consumer(row: tuple[Any, ...]) -> RuntimeRecord:
         started_at=started_at,
         gateway=gateway,
         gateway_problem=problem,
-        groups=None if serves is None else _serves.decode(serves),
+        groups=None if serves is None else tuple((topic, agent) for topic, agent, _ in serves),
+        reads=() if serves is None else tuple(reads for _, _, reads in serves),
         gave_up=msgspec.json.decode(gave_up),
     )
 
