@@ -19,6 +19,7 @@ from omniactors.streams.sqlite import dead, operations, ordering
 from omniactors.streams.sqlite.copies import restore, write_copy
 from omniactors.streams.sqlite.database import StoreSettings
 from omniactors.streams.sqlite.searching import find_task
+from omniactors.streams.sqlite.steadiness import Uptime, system_uptime
 from omniactors.streams.sqlite.work import (
     Changes,
     Claim,
@@ -67,7 +68,8 @@ class SqliteBackend:
     acknowledged survives a loss of power, with "NORMAL" the end of the process. An id is
     remembered for `dedupe_window` seconds. A call waits at most `lock_wait` seconds for another
     process and raises BackendBusy then. With `stream_limit` a stream that holds so many entries is
-    full (StreamFull). `clock` tells the time in Unix seconds, the same in all processes. What is in
+    full (StreamFull). `clock` tells the time in Unix seconds, the same in all processes, `uptime` how long
+    the machine has been on, whatever is done to that clock. What is in
     memory is gone after `close()`.
     """
 
@@ -80,6 +82,7 @@ class SqliteBackend:
         lock_wait: float = 30.0,
         stream_limit: int | None = None,
         clock: Callable[[], float] = time.time,
+        uptime: Uptime | None = None,
     ) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
@@ -100,6 +103,7 @@ class SqliteBackend:
                 stream_limit=stream_limit,
                 clock=clock,
                 in_hand=self._in_hand,
+                uptime=system_uptime() if uptime is None and clock is time.time else uptime,
             )
         )
 

@@ -214,7 +214,7 @@ class Batch:
         if entry:
             self.program.append(topic, publication.body, number)
         else:
-            self.program.schedule(topic, publication.body, number, due)
+            self.program.schedule(topic, publication.body, number, due, is_delay=publication.at is None)
         self.changes.topics.add(publication.topic)
         return entry
 

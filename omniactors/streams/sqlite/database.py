@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from omniactors.streams.inhand import InHand
+    from omniactors.streams.sqlite.steadiness import Uptime
 
 _CHECKPOINT_COMMITS: Final = 256
 """Commits after which the write-ahead log is copied into the database."""
@@ -48,6 +49,7 @@ class StoreSettings:
     stream_limit: int | None
     clock: Callable[[], float]
     in_hand: InHand
+    uptime: Uptime | None
 
 
 class Database:

@@ -175,7 +175,7 @@ def _clock(connection: sqlite3.Connection, now: float) -> Finding:
     return Finding(
         check="clock",
         status="warning",
-        message=f"the clock is {behind:,.0f} s behind the newest entry: retries and delays come late by that",
+        message=f"the clock is {behind:,.0f} s behind the newest entry: it was set back, or was wrong before",
         advice="set the clock, and have it kept by NTP",
     )
 

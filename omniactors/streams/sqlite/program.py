@@ -18,9 +18,9 @@ _STEPS: Final = {
             FROM json_each(NEW.rows);
     """,
     "scheduled": """
-        INSERT INTO scheduled (id, topic, body, due)
+        INSERT INTO scheduled (id, topic, body, due, is_delay)
             SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-                   json_extract(value, '$[3]')
+                   json_extract(value, '$[3]'), json_extract(value, '$[4]')
             FROM json_each(NEW.rows);
     """,
     "lengths": """
@@ -161,12 +161,13 @@ class NewEntry(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """An entry that is to be appended at `due`, in Unix seconds."""
+    """An entry that is to be appended at `due`, in Unix seconds; `is_delay` when that stands for a length of time."""
 
     id: int
     topic: str
     body: str
     due: float
+    is_delay: int
 
 
 class Remembered(NamedTuple):
@@ -271,9 +272,9 @@ class Program:
         self.entries.append(NewEntry(entry, topic, self._text(body, entry)))
         self._count(topic, entry)
 
-    def schedule(self, topic: str, body: bytes, entry: int, due: float) -> None:
+    def schedule(self, topic: str, body: bytes, entry: int, due: float, *, is_delay: bool) -> None:
         """Add an entry that is visible from `due` on; `entry` says its place among others of that time."""
-        self.scheduled.append(Scheduled(entry, topic, self._text(body, entry), due))
+        self.scheduled.append(Scheduled(entry, topic, self._text(body, entry), due, int(is_delay)))
         self._count(topic, entry)
 
     def _text(self, body: bytes, entry: int) -> str:

@@ -21,6 +21,7 @@ from omniactors.streams.sqlite.database import Database, lease_folder, transacti
 from omniactors.streams.sqlite.diagnosis import diagnose
 from omniactors.streams.sqlite.lock import Lease
 from omniactors.streams.sqlite.schema import translate
+from omniactors.streams.sqlite.steadiness import Steadiness
 from omniactors.streams.sqlite.work import Changes, Claim, Fetch, Group, Publish, Read, Release, Scene, Settle, Write
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Store:
         self._lease: Lease | None = None
         self._clipped: set[Group] = set()
         self._unreadable: set[str] = set()
+        self._steadiness = Steadiness(settings.clock, settings.uptime)
 
     @property
     def _path(self) -> Path | None:
@@ -80,7 +82,9 @@ class Store:
         """
         try:
             with self._database.locked() as connection:
+                was_set = self._steadiness.has_changed() and self._steadiness.keep(connection)
                 outcomes, changes = self._transact(connection, works, position)
+                changes.anything = changes.anything or was_set
                 self._database.confirm()
                 self._database.checkpoint_at_times(connection)
         except Exception as error:  # noqa: BLE001 -- whatever one operation raises, the others of its batch go on
@@ -297,6 +301,10 @@ class Store:
         return False
 
     def _clean(self, connection: sqlite3.Connection, scene: Scene) -> bool:
+        has_jumped = self._steadiness.has_slept()
+        if self._steadiness.has_changed():
+            with self._database.locked() as locked:
+                has_jumped = self._steadiness.keep(locked) or has_jumped
         dead = self._seize_dead(operations.read_consumer_ids(connection))
         topics = scheduling.due_topics(connection, scene.now)
         try:
@@ -313,7 +321,7 @@ class Store:
         if operations.is_loose(connection):
             with self._database.locked() as locked:
                 operations.shrink(locked)
-        return bool(dead or topics)
+        return bool(dead or topics or has_jumped)
 
     def _bury(self, dead: Mapping[str, Lease | None], topics: Iterable[str], scene: Scene) -> None:
         with self._database.locked() as connection, transaction(connection):

@@ -157,7 +157,15 @@ ALTER TABLE pending ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 1;
 """
 """How often an entry was handed to a consumer."""
 
-STEPS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH)
+_FIFTH: Final = """
+ALTER TABLE clock ADD COLUMN beginning TEXT;
+ALTER TABLE clock ADD COLUMN ahead REAL;
+ALTER TABLE scheduled ADD COLUMN is_delay INTEGER NOT NULL DEFAULT 0;
+"""
+"""By how much the wall clock was ahead of the machine's uptime, of which start, and whether a scheduled event waits
+for a length of time (or for a time that was given)."""
+
+STEPS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 """The n-th leads from version n - 1 to version n."""
 
 SCHEMA_VERSION: Final = len(STEPS)
