@@ -84,7 +84,8 @@ class EventBus:
         limits = (max_queue_size, history_per_run, max_runs_retained, max_global_subscribers)
         if min(limits) < 1:
             raise ValueError(f"every limit of an EventBus must be at least 1, not {limits}")
-        _arguments[self] = (*limits, source)
+        self.made_with: Final = (*limits, source)
+        _alive.add(weakref.ref(self, _alive.discard))
         self.epoch: Final = secrets.token_hex(4)
         self.source: Final = source or f"{socket.gethostname()}:{os.getpid()}"
         self._max_queue_size = max_queue_size
@@ -492,7 +493,8 @@ class EventBus:
         )
 
 
-_arguments: weakref.WeakKeyDictionary[EventBus, tuple[int, int, int, int, str]] = weakref.WeakKeyDictionary()
+# Not a WeakSet: its callbacks are Python code, and Python swallows what a signal handler raises inside of those.
+_alive: set[weakref.ref[EventBus]] = set()
 
 _inherited: list[dict[str, object]] = []
 """What parents' buses held: kept, since whatever ends in a child would tell the parent's event loop."""
@@ -500,8 +502,9 @@ _inherited: list[dict[str, object]] = []
 
 def _begin_anew() -> None:
     """In a child that was forked: a bus has watchers, a past and a name of its own, and nobody is inside."""
-    for bus, (*limits, source) in list(_arguments.items()):
+    for bus in [bus for ref in list(_alive) if (bus := ref()) is not None]:
         _inherited.append(dict(vars(bus)))
+        *limits, source = bus.made_with
         EventBus.__init__(bus, *limits, source=source)
 
 
