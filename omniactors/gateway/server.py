@@ -31,7 +31,7 @@ if sys.platform != "win32":
     import resource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from starlette.routing import BaseRoute
     from trio_websocket import WebSocketConnection
@@ -86,17 +86,17 @@ async def serve(
     listeners = await _listen(host, port)
     address = _address(host, listeners[0])
     policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=names)
-    gateway = Gateway(bus, Bridge(build_application(policy, routes), policy, address), config)
+    connections = Connections(bus, Bridge(build_application(policy, routes), policy, address), config)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(gateway.run, listeners)
+        nursery.start_soon(connections.run, listeners)
         task_status.started(address)
         try:
             await trio.sleep_forever()
         finally:
-            gateway.stop()
+            connections.stop()
 
 
-class Gateway:
+class Connections:
     """The connections of one port."""
 
     def __init__(self, bus: EventBus, bridge: Bridge, config: GatewayConfig) -> None:
@@ -221,26 +221,46 @@ class Gateway:
         except ValueError as error:  # FrameError, or the bus's own
             await wire.refuse(Refusal(400, str(error)))
             return
+
+        async def watch(connection: WebSocketConnection) -> None:
+            watcher = Watcher(
+                connection,
+                self._bus,
+                cache=self._cache,
+                config=self._config,
+                policy=self._policy,
+                is_trusted=trusted,
+                stopping=self._stopping,
+            )
+            await watcher.run(first, begun)
+
+        try:
+            await self._hand_over(wire, _handshake(head, subprotocol), subprotocol, watch)
+        finally:
+            if begun is not None:
+                begun.close()
+
+    async def _hand_over(
+        self,
+        wire: Wire,
+        handshake: bytes,
+        subprotocol: str | None,
+        watch: Callable[[WebSocketConnection], Awaitable[None]],
+    ) -> None:
+        """Have the connection speak WebSocket until `watch` ends, and tell the client what ended it."""
+        config = self._config
         stream = HandedOverStream(
-            _handshake(head, subprotocol),
-            wire.unread,
-            wire.stream,
-            max_message=self._config.max_message,
-            messages=self._messages,
+            handshake, wire.unread, wire.stream, max_message=config.max_message, messages=self._messages
         )
         try:
             async with trio.open_nursery() as nursery:
-                connection = await self._upgrade(stream, subprotocol, nursery)
-                watcher = Watcher(
-                    connection,
-                    self._bus,
-                    cache=self._cache,
-                    config=self._config,
-                    policy=self._policy,
-                    is_trusted=trusted,
-                    stopping=self._stopping,
-                )
-                await watcher.run(first, begun)
+                with trio.fail_after(config.head_deadline):
+                    request = await wrap_server_stream(
+                        nursery, stream, max_message_size=config.max_message, receive_buffer_size=None
+                    )
+                    connection = await request.accept(subprotocol=subprotocol)
+                stream.release()
+                await watch(connection)
                 nursery.cancel_scope.cancel()
         except* ConnectionClosed as errors:
             await stream.say_why(*closing(errors))
@@ -249,20 +269,6 @@ class Gateway:
             raise
         finally:
             stream.give_back()
-            if begun is not None:
-                begun.close()
-
-    async def _upgrade(
-        self, stream: HandedOverStream, subprotocol: str | None, nursery: trio.Nursery
-    ) -> WebSocketConnection:
-        config = self._config
-        with trio.fail_after(config.head_deadline):
-            request = await wrap_server_stream(
-                nursery, stream, max_message_size=config.max_message, receive_buffer_size=None
-            )
-            connection = await request.accept(subprotocol=subprotocol)
-        stream.release()
-        return connection
 
 
 class _Complaints:

@@ -28,7 +28,7 @@ from omniactors.gateway.application import build_application
 from omniactors.gateway.bridge import Bridge
 from omniactors.gateway.config import GatewayAddress, GatewayConfig
 from omniactors.gateway.handover import HandedOverStream
-from omniactors.gateway.server import Gateway, serve
+from omniactors.gateway.server import Connections, serve
 from omniactors.gateway.watcher import Watcher
 from omniactors.gateway.wire import Wire
 from tests.gateway.conftest import HANDSHAKE, PATIENCE
@@ -69,14 +69,14 @@ async def stream(_: Request) -> Response:
 ROUTES = [Route("/api/echo", echo, methods=["GET", "POST", "DELETE"]), Route("/api/stream", stream)]
 
 
-def make_gateway(bus: EventBus, token: str | None, routes: Sequence[Route] = ROUTES) -> Gateway:
+def make_gateway(bus: EventBus, token: str | None, routes: Sequence[Route] = ROUTES) -> Connections:
     """A gateway without a port."""
     address = GatewayAddress("127.0.0.1", 8000, "http://127.0.0.1:8000/")
     policy = Policy(host="127.0.0.1", port=8000, token=token)
-    return Gateway(bus, Bridge(build_application(policy, routes), policy, address), CONFIG)
+    return Connections(bus, Bridge(build_application(policy, routes), policy, address), CONFIG)
 
 
-async def converse(gateway: Gateway, talk: Talk) -> bytes:
+async def converse(gateway: Connections, talk: Talk) -> bytes:
     """Have the gateway serve one connection to its end; what it answered."""
     ours, theirs = trio.testing.memory_stream_pair()
     answer = b""
