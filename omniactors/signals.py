@@ -31,10 +31,14 @@ def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[], None])
     `at_once` is called in the signal handler itself, where the signal has interrupted what runs.
     """
     token = trio.lowlevel.current_trio_token()
-    has_interrupt = False
+    has_interrupt = is_over = False
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal has_interrupt
+        if is_over:  # who took the signal over from us has given it back to us, too late
+            signal.signal(number, taken[number])
+            signal.raise_signal(signal.Signals(number))
+            return
         at_once()
         token.run_sync_soon(hear, number)
         if number == signal.SIGINT:
@@ -51,6 +55,7 @@ def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[], None])
     try:
         yield
     finally:
+        is_over = True
         for number, before in taken.items():
             if signal.getsignal(number) is handler:
                 signal.signal(number, before)

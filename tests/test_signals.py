@@ -141,6 +141,36 @@ def test_a_handler_that_is_set_meanwhile_stays(tmp_path: Path, scripts: list[Scr
     assert script.lines.read() == "True\n"
 
 
+def test_a_signal_that_is_given_back_too_late_ends_the_process_as_ever(tmp_path: Path, scripts: list[Script]) -> None:
+    code = """
+        async def main():
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(run, scope)
+                    await trio.sleep_forever()
+                with trio.open_signal_receiver(signal.SIGTERM):
+                    inner.cancel()
+                    await trio.sleep(0.5)
+                print("back", flush=True)
+                await trio.sleep_forever()
+
+        inner = trio.CancelScope()
+
+        async def run(scope):
+            with inner:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(omni.run)
+                    scope.cancel()
+
+        trio.run(main)
+    """
+    script = Script(tmp_path, 0.1, code)
+    scripts.append(script)
+    assert script.lines.readline() == "back\n"
+    script.process.terminate()
+    assert script.process.wait(20) == -signal.SIGTERM
+
+
 def test_inside_another_program_it_stops_in_order_and_the_program_ends_as_it_would_have(
     tmp_path: Path, scripts: list[Script]
 ) -> None:

@@ -182,8 +182,9 @@ async def _submit(omni: OmniActors, event: EventFile, when: _When, *, wait: floa
 
 async def _unread(omni: OmniActors, topic: str) -> str:
     """That nobody reads a topic now, and which one was perhaps meant; empty when somebody does."""
-    served = {group[0] for runtime in await omni.runtimes() for group in runtime.groups or ()}
-    if topic in served:
+    runtimes = await omni.runtimes()
+    served = {group[0] for runtime in runtimes for group in runtime.groups or ()}
+    if topic in served or any(runtime.groups is None for runtime in runtimes):  # an older version does not say
         return ""
     known = {agent.topic for agent in await omni.agents.list()}
     if topic in known:
