@@ -117,6 +117,19 @@ async def test_a_backup_overwrites_only_what_it_may(backend: SqliteBackend, path
     assert list(copy.parent.iterdir()) == [copy]
 
 
+async def test_a_damaged_store_takes_the_place_of_no_backup(backend: SqliteBackend, path: Path, copy: Path) -> None:
+    await backend.publish([event(str(number), body=b"x" * 3000) for number in range(300)])
+    await backend.backup(copy)
+    good = copy.read_bytes()
+    await backend.close()
+    with path.open("r+b") as file:
+        file.seek(4096 * 5)
+        file.write(os.urandom(4096 * 30))
+    with pytest.raises(BackendUnusable, match="damaged"):
+        await backend.backup(copy, overwrite=True)
+    assert copy.read_bytes() == good
+
+
 async def test_a_backup_that_is_cancelled_leaves_nothing(backend: SqliteBackend, copy: Path) -> None:
     await backend.publish([event(str(number), body=b"x" * 100_000) for number in range(100)])
     with trio.CancelScope() as scope:

@@ -150,6 +150,24 @@ async def test_a_deleted_file_is_made_anew_and_told(
     assert any("what was in it is lost" in line for line in caplog.messages)
 
 
+async def test_a_folder_that_is_removed_is_made_anew_by_who_publishes(backend: SqliteBackend, path: Path) -> None:
+    folder = path.parent / "below"
+    below = SqliteBackend(folder / "omni.db")
+    await below.publish(numbered(3))
+    shutil.rmtree(folder)
+    await below.publish(numbered(1))
+    assert await length(below) == 1
+    await below.close()
+
+
+async def test_a_lock_file_that_nothing_can_be_written_to_locks_all_the_same(path: Path) -> None:
+    path.with_name("omni.db.lock").symlink_to("/dev/full")  # as on a full disk
+    backend = SqliteBackend(path)
+    await backend.publish(numbered(1))
+    assert await length(backend) == 1
+    await backend.close()
+
+
 async def test_a_folder_that_was_removed_is_not_made_again_by_closing(backend: SqliteBackend, path: Path) -> None:
     await backend.publish(numbered(1))
     shutil.rmtree(path.parent)

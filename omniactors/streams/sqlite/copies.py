@@ -40,6 +40,10 @@ def write_copy(source: sqlite3.Connection, target: Path, *, overwrite: bool, loo
             with contextlib.closing(copy):
                 source.backup(copy, pages=_STEP, progress=lambda *_: look())
                 _set_free(copy)
+                (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                found = " ".join(str(verdict).split())
+                raise BackendUnusable(f"the store is damaged, and {target} would be: {found}; nothing was written")
             _sync(part)
             _check_target(target, overwrite=overwrite)
             part.replace(target)

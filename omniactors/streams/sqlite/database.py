@@ -86,7 +86,8 @@ class Database:
         if self._settings.path is None:
             yield self._opened()
             return
-        if self._connection is None and self._lock is not None:
+        is_gone = self._connection is None or (self._guard is not None and not self._guard.is_there())
+        if is_gone and self._lock is not None:
             self._lock.close()
             self._lock = None
         if self._lock is None:
@@ -194,7 +195,9 @@ class Database:
         if self._lock is not None:
             if self._guard is not None:
                 self._guard.sync()  # the time of its last change too
-            self._lock.write_note(_look_of(path))
+            # Without room for a note there is none, and nothing is refused for it.
+            with contextlib.suppress(OSError):
+                self._lock.write_note(_look_of(path))
 
     def _refuse_strange_log(self, path: Path) -> None:
         """Raise BackendUnusable when the file was replaced, and the log of the one before still stands beside it."""

@@ -126,8 +126,9 @@ class FileLock:
         while not file.is_at(self._path):  # it was removed, and another process has made another one
             self.close()
             file = self._take(wait)
-        os.lseek(file.fd, 0, os.SEEK_SET)
-        os.write(file.fd, f"{os.getpid():<{_PID_WIDTH}}\n".encode())
+        with contextlib.suppress(OSError):  # on a full disk the lock is as good without a name in it
+            os.lseek(file.fd, 0, os.SEEK_SET)
+            os.write(file.fd, f"{os.getpid():<{_PID_WIDTH}}\n".encode())
 
     def _take(self, wait: float) -> _LockFile:
         file = self._file or _LockFile(self._path, os.O_RDWR | os.O_CREAT)
