@@ -80,6 +80,7 @@ async def serve(
     is busy, or for an address beyond this machine without a token; SettingsError for a name that is none.
     """
     config = config or GatewayConfig()
+    host = host.removeprefix("[").removesuffix("]")
     if not is_loopback(host) and not token:
         raise GatewayError(f"listening on {host!r}, which others can reach, needs a token")
     names = (*config.allowed_hosts, *parse_hosts(allowed_hosts, "allowed_hosts"))
