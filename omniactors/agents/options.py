@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +18,8 @@ import msgspec
 from omniactors.actors.mailbox import Mailbox
 from omniactors.agents.annotations import check_returned
 from omniactors.backoff import Backoff
-from omniactors.errors import AgentError, EnvelopeError
-from omniactors.streams.envelope import EventEnvelope, check_topic
+from omniactors.errors import AgentError, ContentError, EnvelopeError
+from omniactors.streams.envelope import EventEnvelope, check_content, check_topic
 from omniactors.streams.settlement import RetryPolicy
 
 OnError = Literal["resume", "restart"]
@@ -217,26 +219,45 @@ def check_name(name: object) -> str:
 def stable_name(what: object, topics: Sequence[str]) -> str:
     """A name for an agent that has none: the same at every start of the same program.
 
-    Made of module, qualified name and topics; a script's module is named after its file. Raises
-    AgentError for what has no name of its own, as a `functools.partial`, a lambda and an instance: two
-    programs would share the work that each is to get.
+    Made of module, qualified name and topics; a script's module is named after its file, and a
+    `functools.partial` after its function, with a digest of its arguments. Raises AgentError for what
+    has no name of its own, as a lambda, an instance, or arguments that have no form in JSON: two programs
+    would share the work that each is to get.
     """
+    on = f"{'+'.join(topics)}"
+    digest = ""
+    while isinstance(what, functools.partial):
+        digest = f"-{_digest(what, on)}{digest}" if what.args or what.keywords else digest
+        what = what.func
     qualified = getattr(what, "__qualname__", None)
-    if not isinstance(qualified, str) or qualified.endswith("<lambda>"):
-        kind = type(what).__name__ if qualified is None else "lambda"
-        raise AgentError(
-            f"an agent made of a {kind} cannot be told from others on {', '.join(topics)}: give it a name="
-        )
     module = getattr(what, "__module__", None) or type(what).__module__
+    if not isinstance(qualified, str) or qualified.endswith("<lambda>") or module == "builtins":
+        raise _nameless("lambda" if isinstance(what, types.FunctionType) else type(what).__name__, on)
     if module in {"__main__", LOADED_SCRIPT}:
         file = getattr(sys.modules.get(module), "__file__", None)
         module = Path(file).stem if file else "main"
     qualified = qualified.replace("<", "").replace(">", "").replace(".locals.", ".")
-    return f"{module}.{qualified}@{'+'.join(topics)}".replace(":", "_")
+    return f"{module}.{qualified}{digest}@{on}".replace(":", "_")
+
+
+def _digest(what: functools.partial[Any], on: str) -> str:
+    """A few letters that tell these arguments from others."""
+    given = [list(what.args), what.keywords]
+    try:
+        check_content(given)
+        return hashlib.blake2b(msgspec.json.encode(given, order="deterministic"), digest_size=4).hexdigest()
+    except (ContentError, TypeError) as error:
+        raise _nameless("partial with such arguments", on) from error
+
+
+def _nameless(kind: str, on: str) -> AgentError:
+    return AgentError(f"an agent made of a {kind} cannot be told from others on {on}: give it a name=")
 
 
 def is_lone(what: object) -> bool:
     """Whether there is one of its name at a time: what a module defines, neither inside a function nor a method."""
+    while isinstance(what, functools.partial):
+        what = what.func
     return "<locals>" not in getattr(what, "__qualname__", "<locals>") and not inspect.ismethod(what)
 
 

@@ -139,7 +139,7 @@ class Member:
     def is_made_of(self, what: object, args: tuple[Any, ...]) -> bool:
         """Whether this is the same agent for who says no name: the same thing, or what its module defines anew."""
         mine, other = _made_of(self.what), _made_of(what)
-        return self.args == args and (mine == other or is_lone(other))
+        return (isinstance(what, AgentConfig) or self.args == args) and (mine == other or is_lone(other))
 
     def spec(self, grace: float) -> ChildSpec:
         """The pool of its instances; transient, so that an agent that gave up stays down."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
+import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ async def open_system(omni: OmniActors) -> AsyncIterator[None]:
         await omni.shutdown()
 
 
-async def content_of(message: Message) -> Any:
+async def content_of(message: Any, region: str = "") -> Any:
     return message["content"]
 
 
@@ -44,11 +45,15 @@ class Callable_:  # noqa: N801 -- an object that is called
 @pytest.mark.parametrize(
     "callback",
     [
-        functools.partial(content_of),
         lambda message: content_of(message),  # noqa: PLW0108 -- the point
         Callable_(),
         operator.itemgetter("content"),
-        functools.partial(Callable_().method),
+        functools.partial(lambda message: message),
+        functools.partial(Callable_()),
+        functools.partial(content_of, object()),
+        functools.partial(content_of, {1, "a"}),
+        [].append,
+        print,
     ],
 )
 def test_what_has_no_name_of_its_own_needs_one(callback: Callable[[Message], Any]) -> None:
@@ -57,6 +62,26 @@ def test_what_has_no_name_of_its_own_needs_one(callback: Callable[[Message], Any
         omni.add(AgentConfig(topic="t", callback=callback))
     assert omni.add(AgentConfig(topic="t", callback=callback, name="named")) == "named"
     assert omni.agent_names() == ["named"]
+
+
+def test_a_partial_is_named_after_its_function_and_its_arguments() -> None:
+    def name(callback: Callable[..., Any]) -> str:
+        return in_memory().add(AgentConfig(topic="t", callback=callback))
+
+    names = [
+        name(functools.partial(function, *args))
+        for function in (content_of, greet)
+        for args in ((), ("eu",), ("us",), ({"b": 1, "a": uuid.UUID(int=1)},))
+    ]
+    assert len(set(names)) == len(names)
+    assert names[0] == name(content_of)
+    assert names[1] == name(functools.partial(content_of, "eu")) != name(functools.partial(content_of, region="eu"))
+    assert names[1].startswith("tests.agents.test_registering.content_of-")
+
+    omni = in_memory()
+    omni.add(AgentConfig(topic="t", callback=functools.partial(content_of, "eu")))
+    again = AgentConfig(topic="t", callback=functools.partial(content_of, "eu"), description="the same once more")
+    assert omni.add(again) == names[1]
 
 
 def greet(greeting: str) -> Callable[[Message], Awaitable[str]]:
