@@ -415,7 +415,7 @@ class Cell:
         if message.asker is not None and len(self._queues) > 1:
             # Taken from a pool's queue: from now on it is this actor, not any of them.
             message.asker.hold(self._queues[0].place)
-        handler = self._handler_of(message.message)
+        handler = self._handlers.exact.get(type(message.message)) or self._handler_of(message.message)
         self.ask_in_hand, message.is_disowned = message, False
         try:
             value = await handler(self._actor, message.message)

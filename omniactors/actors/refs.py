@@ -197,9 +197,10 @@ class ActorRef(ChildRef, Generic[M_contra]):
         other than "wait". Cancelled while queued, the request is withdrawn; cancelled later, its
         outcome is unknown. The caller's deadline travels along: an expired request is skipped.
         """
-        if not self._handlers.accepts(type(message)):
+        if type(message) not in self._exact and not self._handlers.accepts(type(message)):
             raise self._unhandled(message)
-        self._queue.check_thread()
+        if get_ident() != self._queue.thread:
+            self._queue.check_thread()
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_effective_deadline()
         return await self._queue.wait_for_reply(Ask(message, trio.lowlevel.current_task(), deadline, current_place()))
