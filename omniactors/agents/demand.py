@@ -6,7 +6,8 @@ topic whose groups all have a backlog is not: there is nothing that a change of 
 step costs more than the groups that it is about, however many others there are.
 
 A suspect, an event that may end its process, is handled alone in it: nothing is fetched from the
-moment it came until it is done, and it begins when nothing else is in hand.
+moment it came until it is done, and it begins when nothing else is at work. When that takes too long
+others are fetched all the same: what is at work may wait for them.
 """
 
 from __future__ import annotations
@@ -78,25 +79,27 @@ class Demand(Lane):
         """The topics that changed while the last fetch was on its way."""
         self._next_most = MOST_AGENTS
         self._is_open = True
-        self._suspected: Subscription | None = None
-        """Whose suspect is here: it waits to be alone, is handled, or is being written."""
+        self._suspected: dict[Subscription, None] = {}
+        """Whose suspects wait to be alone, or did."""
+        self._is_shut = False
+        """Whether nothing is fetched for the sake of a suspect."""
         self.on_idle: Callable[[], None] = _nothing
         """Called when the router has nothing to fetch, and goes to sleep."""
 
     @property
     def has_work(self) -> bool:
         """Whether there is something to fetch now."""
-        return bool(self._ready) and self._is_open and self._suspected is None
+        return bool(self._ready) and self._is_open and not self._is_shut
 
     @property
-    def has_suspect(self) -> bool:
-        """Whether an event is here that is handled alone."""
-        return self._suspected is not None
+    def is_shut(self) -> bool:
+        """Whether a suspect keeps everybody from being fetched for."""
+        return self._is_shut
 
     def close(self) -> None:
         """Fetch nothing until `open`: a new run begins."""
-        self._is_open = False
-        self._suspected = None
+        self._is_open = self._is_shut = False
+        self._suspected.clear()
 
     def open(self) -> None:
         """The runtime counts as started, and may take events."""
@@ -104,21 +107,34 @@ class Demand(Lane):
         self._wake()
 
     def isolate(self, suspected: Subscription) -> list[Subscription]:
-        """Fetch nothing until the suspect of this agent's lane is done; whose events are to be given back before."""
-        self._suspected = suspected
-        return [feed.subscription for feed in self._feeds.values()]
+        """Fetch nothing until the suspects of this agent's lane are done; whose events are to be given back before."""
+        self._suspected[suspected] = None
+        return self.shut()
+
+    def shut(self) -> list[Subscription]:
+        """Fetch nothing while suspects are here; whose events are to be given back."""
+        self._is_shut = bool(self._suspected)
+        return [feed.subscription for feed in self._feeds.values()] if self._is_shut else []
+
+    def relent(self) -> None:
+        """Fetch all the same: the suspect waits for others, or they for it."""
+        self._is_shut = False
+        self._wake()
 
     def advance(self) -> None:
-        """Let the suspect begin when it is alone, and go on when it is done."""
-        if self._suspected is None:
+        """Let the next suspect begin when nothing else is at work, and go on with the others after the last."""
+        if not self._suspected:
             return
-        lane = self._suspected.lane
-        lanes = {feed.subscription.lane for feed in self._feeds.values()} | {lane}
-        if lane.has_suspect and sum(other.held for other in lanes) == 1:
-            lane.begin_suspect()
-        elif lane.held == 0:
-            self._suspected = None
-            self._wake()
+        lanes = {feed.subscription.lane for feed in self._feeds.values()} | {each.lane for each in self._suspected}
+        if any(lane.held > lane.suspects for lane in lanes):
+            return
+        for suspected in list(self._suspected):
+            if suspected.lane.suspects:
+                self._is_shut = True
+                suspected.lane.begin_suspect()
+                return
+            del self._suspected[suspected]
+        self.relent()
 
     def add(self, subscription: Subscription) -> None:
         """Fetch for this agent too; anew, when it is here already."""

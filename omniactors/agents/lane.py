@@ -58,7 +58,7 @@ class EventLane(Lane):
         self._on_room = on_room
         self._queue: deque[Delivery] = deque()
         self._busy: dict[str, deque[Delivery]] = {}
-        self._suspect: Delivery | None = None
+        self._suspects: deque[Delivery] = deque()
         self._seconds: float | None = None
         """What one event takes a handler, lately; None before the first."""
         self._streak = 0
@@ -92,9 +92,9 @@ class EventLane(Lane):
         return free if is_worth_it and not is_shut else 0
 
     @property
-    def has_suspect(self) -> bool:
-        """Whether an event waits here to be alone in this process."""
-        return self._suspect is not None
+    def suspects(self) -> int:
+        """How many events wait here to be alone in this process."""
+        return len(self._suspects)
 
     def put(self, delivery: Delivery) -> None:
         """Take in an event that was fetched with this lane's credit."""
@@ -104,13 +104,11 @@ class EventLane(Lane):
     def put_suspect(self, delivery: Delivery) -> None:
         """Take in an event that is to be handled with nothing beside it; it waits for `begin_suspect`."""
         self.held += 1
-        self._suspect = delivery
+        self._suspects.append(delivery)
 
     def begin_suspect(self) -> None:
-        """Nothing else is at work any more."""
-        suspect, self._suspect = self._suspect, None
-        if suspect is not None:
-            self._enqueue(suspect)
+        """Nothing else is at work: the suspect that waited longest may go."""
+        self._enqueue(self._suspects.popleft())
 
     @property
     def has_work(self) -> bool:
@@ -165,20 +163,23 @@ class EventLane(Lane):
 
     def clear(self) -> list[Delivery]:
         """Take out everything that no handler has begun; it still counts as held until it is settled."""
+        waiting = [*self.clear_others(), *self._suspects]
+        self._suspects.clear()
+        return waiting
+
+    def clear_others(self) -> list[Delivery]:
+        """The same, but for suspects that wait to be alone."""
         waiting = [*self._queue, *(delivery for queue in self._busy.values() for delivery in queue)]
         self._queue.clear()
         for queue in self._busy.values():
             queue.clear()
-        if self._suspect is not None:
-            waiting.append(self._suspect)
-            self._suspect = None
         return waiting
 
     def reset(self) -> None:
         """Hold nothing: what an earlier run left was released with its consumer."""
         self.held = self.handling = 0
         self.is_closed = self.is_suspended = False
-        self._suspect = None
+        self._suspects.clear()
         self._queue.clear()
         self._busy.clear()
 

@@ -42,6 +42,12 @@ MAX_PASSES = 60
 PASS = Backoff(initial=0.1, maximum=2.0)
 """Between two of these."""
 
+ALONE_PATIENCE = 30.0
+"""Seconds for which nothing is fetched for the sake of a suspect that cannot begin, or does not end."""
+
+OTHERS_TURN = 60.0
+"""Seconds for which others are fetched then, before the next try."""
+
 RETRY = Backoff(initial=0.05, maximum=5.0)
 """Between two calls while the store fails."""
 
@@ -61,6 +67,7 @@ class Router(Actor[Any]):
         self._misfits: list[tuple[Subscription, Entry, EntryError]] = []
         self._watch_failures = 0
         self._stepped = trio.Event()
+        self._suspect_came = trio.Event()
         self._watched: Mapping[str, int] = {}
         self._watch_scope = trio.CancelScope()
 
@@ -75,6 +82,7 @@ class Router(Actor[Any]):
         self._demand.on_idle = self._step
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
+            nursery.start_soon(self._keep_apart)
             yield
             nursery.cancel_scope.cancel("the router stops")
 
@@ -154,10 +162,11 @@ class Router(Actor[Any]):
             self._bury(subscription, entry, "crash-loop", _crash_loop(entry))
         elif isinstance(read, EntryError):
             self._misfits.append((subscription, entry, read))
-        elif self._demand.has_suspect:
-            self._give_back(subscription, [read])
         elif crashes >= SUSPECT_CRASHES:
             self._isolate(subscription, read)
+        elif self._demand.is_shut:
+            subscription.lane.held += 1
+            self._services.settler.give_back(subscription.lane, [read.key])
         else:
             subscription.lane.put(read)
 
@@ -194,19 +203,31 @@ class Router(Actor[Any]):
         return readers
 
     def _isolate(self, subscription: Subscription, suspect: Delivery) -> None:
-        """Have a suspect handled when nothing else is at work in this process; what nobody has begun goes back.
-
-        But not what came before it in an ordered group, which it may not overtake.
-        """
-        for other in self._demand.isolate(subscription):
-            if other is not subscription or not subscription.is_ordered:
-                self._services.settler.give_back(other.lane, [delivery.key for delivery in other.lane.clear()])
+        """Have a suspect handled when nothing else is at work in this process."""
         subscription.lane.put_suspect(suspect)
+        self._clear(self._demand.isolate(subscription))
         self._demand.advance()
+        self._suspect_came.set()
 
-    def _give_back(self, subscription: Subscription, fetched: list[Delivery]) -> None:
-        subscription.lane.held += len(fetched)
-        self._services.settler.give_back(subscription.lane, [delivery.key for delivery in fetched])
+    def _clear(self, subscriptions: list[Subscription]) -> None:
+        """Give back what nobody has begun; but not of ordered groups, where a suspect may not overtake it."""
+        for subscription in subscriptions:
+            if not subscription.is_ordered:
+                lane = subscription.lane
+                self._services.settler.give_back(lane, [delivery.key for delivery in lane.clear_others()])
+
+    async def _keep_apart(self) -> None:
+        """Give others a turn when a suspect cannot begin, or does not end: each may wait for what is not fetched."""
+        while True:
+            await self._suspect_came.wait()
+            self._suspect_came = trio.Event()
+            while self._demand.is_shut:
+                await trio.sleep(ALONE_PATIENCE)
+                if self._demand.is_shut:
+                    self._demand.relent()
+                    await trio.sleep(OTHERS_TURN)
+                    self._clear(self._demand.shut())
+                    self._demand.advance()
 
     def _bury(self, subscription: Subscription, entry: Entry, reason: DeadReason, error: ErrorInfo) -> None:
         event = readable(entry)
@@ -315,5 +336,6 @@ def _claim_of(entry: Entry, read: Delivery | EntryError) -> tuple[EntryKey, str]
 
 def _crash_loop(entry: Entry) -> ErrorInfo:
     return ErrorInfo(
-        type="CrashLoop", message=f"delivered {entry.crashes} times to processes that vanished without any outcome"
+        type="CrashLoop",
+        message=f"its process ended {entry.crashes} times while it was handled, at last with nothing else at work",
     )

@@ -250,8 +250,40 @@ class TestAlone:
         suspected.lane.put_suspect(DELIVERY)
         assert suspected.lane.clear() == [DELIVERY]
         suspected.lane.settled(1, 0.0)
-        assert not demand.has_suspect
+        assert not demand.is_shut
         assert demand.take() is not None
+
+    def test_suspects_take_turns_before_anybody_else(self) -> None:
+        demand = Demand()
+        one, other = agent(demand, "a"), agent(demand, "b")
+        for suspected in (one, other):
+            demand.isolate(suspected)
+            suspected.lane.put_suspect(DELIVERY)
+        demand.advance()
+        assert (one.lane.take(), other.lane.take()) == (DELIVERY, None)
+        one.lane.settled(1, 0.0)
+        assert other.lane.take() is DELIVERY
+        assert demand.take() is None
+        other.lane.settled(1, 0.0)
+        assert demand.take() is not None
+
+    def test_others_have_their_turn_when_a_suspect_waits_for_too_long(self) -> None:
+        """A handler that is at work may wait for the result of what is not fetched meanwhile."""
+        demand = Demand()
+        suspected, busy = agent(demand, "a"), agent(demand, "b")
+        busy.lane.held = 1
+        demand.isolate(suspected)
+        suspected.lane.put_suspect(DELIVERY)
+        demand.advance()
+        demand.relent()
+        assert demand.take() is not None
+        assert suspected.lane.take() is None
+        busy.lane.settled(1, 0.0)
+        assert demand.is_shut, "it is alone now"
+        assert suspected.lane.take() is DELIVERY
+        demand.relent()
+        suspected.lane.settled(1, 0.0)
+        assert demand.shut() == []
 
     async def test_its_neighbours_go_back_uncounted_and_running_handlers_are_waited_for(self) -> None:
         log: list[str] = []

@@ -288,7 +288,7 @@ def _crashes(connection: sqlite3.Connection, consumer: str, begun: Begun | None)
     changed = []
     for _, _, grp, entry, before in held:
         has_begun = None if begun is None else (digests[grp], show_id(entry)) in begun
-        after = crashes_after(before, has_begun=has_begun, is_alone=len(held) == 1)
+        after = crashes_after(before, has_begun=has_begun, is_alone=len(held if begun is None else begun) == 1)
         if after != before:
             changed.append((after, grp, entry))
     return changed

@@ -1,7 +1,7 @@
 -- Give back what a consumer holds in some groups. {consumer, begun, most, groups}
--- `begun` are those entries, as "SHA-1 of the group's name, blank, id", whose crashes count. It is false when that is
--- not known, since it was found to have vanished: then nothing is done while its lease lives, and each entry has one
--- crash more, up to so many (`most`; false for no limit).
+-- `begun` are those entries, as "SHA-1 of the group's name, blank, id", whose crashes count; of several up to `most`. It
+-- is false when that is not known, since it was found to have vanished: then nothing is done while its lease lives, and
+-- each entry has one crash more, up to so many (`most`; false for no limit).
 -- Answers -1 when it lives, else the number of groups (from the first) that are done.
 local consumer, begun, most, groups = unpack(arguments)
 if not begun and call('EXISTS', lease_of(consumer)) == 1 then return -1 end
@@ -21,7 +21,7 @@ local function leave(group)
         for j, row in ipairs(rows) do
             ids[j] = row[1]
             if begun and counts[digest .. ' ' .. row[1]] then
-                note_crash(group, row[1])
+                note_crash(group, row[1], #begun > 1 and most)
             elseif not begun and not handed[row[1]] then
                 note_crash(group, row[1], most)
             end
