@@ -321,7 +321,7 @@ def test_reading_without_a_file_starts_at_the_working_directory(
 
 def test_a_dotenv_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match=r"\.env cannot be read"):
+    with pytest.raises(SettingsError, match=r"\.env is not UTF-8"):
         read_settings(folder=tmp_path)
 
 
