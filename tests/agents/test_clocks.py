@@ -78,6 +78,7 @@ async def test_a_delay_and_a_retry_end_when_the_clock_has_come_to_their_time(
     runtime.add(Patient, (), {})
     with trio.fail_after(30):
         async with open_supervisor(runtime.tree(), emit=runtime.notice):
+            runtime.take_events()
             await tasks.publish_wire(_event("now"), is_new=True)
             await tasks.publish_wire(_event(content), is_new=True, delay=HOUR if content == "later" else None)
             expected = [("now", 1), ("again", 1)] if content == "again" else [("now", 1)]
