@@ -37,6 +37,7 @@ from tests.streams.contract_kit import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 BULK = 1 << 20
 """The least `proto-max-bulk-len` that a server takes."""
@@ -111,6 +112,24 @@ async def test_a_result_that_is_too_big_holds_up_no_other(backend: RedisBackend,
         assert await length(backend) == 0
         (letter,) = await backend.dead_letters(TOPIC, limit=9)
         assert letter.failed_message == {"n": 7}
+
+
+@pytest.mark.slow
+async def test_a_result_for_which_the_server_ends_the_connection_without_a_word_holds_up_no_other(
+    tmp_path: Path,
+) -> None:
+    with RedisServer(tmp_path / "redis", options={"client-query-buffer-limit": str(BULK)}) as server:
+        backend = RedisBackend(server.url)
+        await backend.publish(numbered(6))
+        async with serving(backend):
+            entries = await fetch(backend)
+            results = ["x" * (3 * BULK) if number == 2 else number for number in range(6)]
+            ends = [done(entry, result=record(f"t{n}", result=results[n])) for n, entry in enumerate(entries)]
+            with trio.fail_after(60):
+                outcomes = await backend.settle_many(ends)
+            assert [number for number, outcome in enumerate(outcomes) if outcome is not True] == [2]
+            assert isinstance(outcomes[2], BackendRefused)
+        await backend.close()
 
 
 async def test_many_results_that_are_too_big_together_are_written(backend: RedisBackend, raw: Any) -> None:

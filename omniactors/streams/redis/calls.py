@@ -12,14 +12,14 @@ import math
 import os
 import random
 import secrets
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 from redis import exceptions
 
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendClosed, BackendError, BackendRefused, BackendUnusable
-from omniactors.streams.redis.codes import is_general, is_passing, meaning_of, unwrapped
+from omniactors.streams.redis.codes import is_general, is_loss, is_passing, meaning_of, unwrapped
 from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable
 from omniactors.streams.redis.keys import has_hash_tag
 from omniactors.streams.redis.scripts import pack, script
@@ -43,6 +43,14 @@ RETRY = Backoff(initial=0.05, maximum=2.0)
 
 class GeneralError(BackendError):
     """The server says ERR, which leaves open whether this call is at fault or the server."""
+
+
+LOSSES: Final = 5
+"""Connections that were lost in a row over one call, each after it was made well ..."""
+
+HEAVY: Final = 1 << 18
+"""... and of more than so many bytes: it may be the call that ends them, as one above `client-query-buffer-limit`
+does, which the server closes without a word."""
 
 
 class Caller:
@@ -100,7 +108,10 @@ class Calls:
 
     async def words(self, name: str, *words: bytes | str | int, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """As `script`, with the script's arguments as they are."""
-        return await self._persist(lambda: self._run(name, words), self.patience if patience is None else patience)
+        weight = sum(len(word) for word in words if isinstance(word, bytes | str))
+        return await self._persist(
+            lambda: self._run(name, words), self.patience if patience is None else patience, weight=weight
+        )
 
     async def once(
         self, name: str, arguments: list[Any], words: Sequence[bytes | str] = (), *, patience: float | None = None
@@ -157,9 +168,9 @@ class Calls:
         except exceptions.NoScriptError:
             return await self.redis.call(b"EVAL", found.text, 1, self._keys.control, *words)
 
-    async def _persist(self, send: Callable[[], Awaitable[T]], patience: float) -> T:
+    async def _persist(self, send: Callable[[], Awaitable[T]], patience: float, *, weight: int = 0) -> T:
         give_up = trio.current_time() + patience
-        generation, attempt, is_unknown = self.generation, 0, False
+        generation, attempt, losses, is_unknown = self.generation, 0, 0, False
         self._in_flight += 1
         try:
             while True:
@@ -172,6 +183,9 @@ class Calls:
                     is_unknown |= getattr(error, "sent", False)
                     if generation != self.generation:
                         raise BackendClosed(f"{self.redis.location} was closed") from None
+                    losses = losses + 1 if is_loss(error) else 0
+                    if losses == LOSSES and weight > HEAVY:
+                        raise GeneralError(f"{error}, as each time that it was sent", outcome_known=False) from None
                     if not is_passing(error) or trio.current_time() >= give_up:
                         raise self.translate(error, is_unknown=is_unknown) from None
                     if isinstance(error, exceptions.ReadOnlyError):

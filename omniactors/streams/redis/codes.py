@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from redis import exceptions
 
-from omniactors.streams.redis.errors import ConnectionLost, ServerUnusable, server_error
+from omniactors.streams.redis.errors import ConnectFailed, ConnectionLost, ServerUnusable, server_error
 
 Meaning = Literal["not now", "never", "unclear"]
 
@@ -66,6 +66,11 @@ def meaning_of(error: Exception) -> Meaning:
 def is_general(error: Exception) -> bool:
     """Whether it has no code of its own: then neighbours of the call that are taken tell whose fault it is."""
     return getattr(error, "status_code", None) == "ERR"
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether a connection that was made well ended during the call."""
+    return isinstance(error, ConnectionLost) and not isinstance(error, ConnectFailed)
 
 
 def is_passing(error: Exception) -> bool:
