@@ -24,6 +24,8 @@ QUANTUM = 32
 low its share of the processor: of many agents that take turns, each gets enough at a time to be worth asking for."""
 TRUST = 4
 """So many times what it has handled of its backlog so far: the next ones may take longer than the last."""
+WAITING_BYTES = 64 << 20
+"""Bytes of events that may wait in memory, by the largest that came lately."""
 RATE_SMOOTHING = 0.3
 RATE_INTERVAL = 0.005
 """Seconds between two readings of the rate; shorter ones would measure the batches, not the agent."""
@@ -63,6 +65,8 @@ class EventLane(Lane):
         """What one event takes a handler, lately; None before the first."""
         self._streak = 0
         """Events handled since there was nothing more to fetch."""
+        self._size = 0
+        """Bytes of the largest event that came lately."""
         self._rate = 0.0
         self._settled_since = 0
         self._rate_time: float | None = None
@@ -72,13 +76,15 @@ class EventLane(Lane):
         """How many events to hold: twice the concurrency, or what is worked off in RATE_HORIZON seconds.
 
         The latter is what was settled lately in so long a time; and up to QUANTUM, with a backlog, what
-        the handlers would be done with by then if nobody else had the processor.
+        the handlers would be done with by then if nobody else had the processor. Of large events it is what
+        the handlers are at, and WAITING_BYTES beside.
         """
         quick = 0
         if self._streak and self._seconds is not None:
             alone = self._concurrency * RATE_HORIZON
             quick = QUANTUM if self._seconds * QUANTUM < alone else int(alone / self._seconds)
-        return min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON), min(quick, TRUST * self._streak)))
+        limit = min(self.capacity, max(self._least, int(self._rate * RATE_HORIZON), min(quick, TRUST * self._streak)))
+        return min(limit, self._concurrency + WAITING_BYTES // self._size) if self._size else limit
 
     @property
     def credit(self) -> int:
@@ -96,9 +102,10 @@ class EventLane(Lane):
         """How many events wait here to be alone in this process."""
         return len(self._suspects)
 
-    def put(self, delivery: Delivery) -> None:
-        """Take in an event that was fetched with this lane's credit."""
+    def put(self, delivery: Delivery, size: int = 0) -> None:
+        """Take in an event of so many bytes that was fetched with this lane's credit."""
         self.held += 1
+        self._size = max(self._size, size)
         self._enqueue(delivery)
 
     def put_suspect(self, delivery: Delivery) -> None:
@@ -196,3 +203,4 @@ class EventLane(Lane):
             self._rate += RATE_SMOOTHING * (self._settled_since / elapsed - self._rate)
             self._settled_since = 0
             self._rate_time = now
+            self._size = self._size * 9 // 10

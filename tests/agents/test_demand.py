@@ -261,3 +261,20 @@ def test_an_agent_whose_handler_is_quick_gets_a_quantum_at_a_time() -> None:
     handle(0.0)
     handle(None)
     assert lane.limit == QUANTUM, "a failure says nothing"
+
+
+def test_of_large_events_a_lane_holds_as_many_as_fit_into_memory() -> None:
+    demand = Demand()
+    options = AgentOptions(topics=("large",), mailbox=Mailbox(512), concurrency=8)
+    lane = Subscription(
+        options, name="large", content_type=Any, services=cast("Services", None), on_room=demand.room
+    ).lane
+    event: EventEnvelope[Any] = EventEnvelope(topic="large", payload=PayloadBase(content="x"))
+    assert lane.limit == 16
+    lane.put(Delivery(EntryKey("large", "large", "1"), event), 16 << 20)
+    assert (lane.limit, lane.credit) == (8 + 4, 11)
+    lane.put(Delivery(EntryKey("large", "large", "2"), event), 1 << 30)
+    assert lane.limit == 8
+    for second in range(400):
+        lane.settled(0, float(second))
+    assert lane.limit == 16
