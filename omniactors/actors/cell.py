@@ -452,10 +452,11 @@ class Cell:
         self._has_attention = False
         if self._is_cancelled:
             await trio.lowlevel.checkpoint()
-        is_busy = False
-        for control in self._queues[0].take_controls():
+        own, is_busy = self._queues[0], False
+        while own.controls and not (is_busy and self._is_slice_over()):
             is_busy = True
-            if control.task is not None:
+            control = own.take_control()
+            if control is not None and control.task is not None:
                 control.finish(outcome.capture(cast("Control", control.message).perform, self))
         # Those that are here now: handling them may bring others, for ever, and then messages must have their turn too.
         for _ in range(len(self._news or ())):
@@ -463,7 +464,7 @@ class Cell:
                 is_busy = True
                 self._parker.turn_to(None)
                 await self._news.popleft()()
-        self._has_attention = self._has_attention or bool(self._news)
+        self._has_attention = self._has_attention or bool(self._news or own.controls)
         return await self._handle_due_timers() or is_busy
 
     async def _handle_due_timers(self) -> bool:

@@ -312,7 +312,7 @@ class MailboxQueue(Source):
         self._reason = reason
         self.refuse()
         self.clear()
-        for control in self.take_controls():
+        while (control := self.take_control()) is not None:
             control.fail(self.stopped(control.message))
 
     async def control(self, ask: Ask) -> object:
@@ -340,10 +340,13 @@ class MailboxQueue(Source):
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def take_controls(self) -> tuple[Ask, ...]:
-        """The controls that wait, which wait no longer."""
-        controls, self.controls = self.controls, ()
-        return tuple(controls)
+    def take_control(self) -> Ask | None:
+        """The control that waits longest, which waits no longer."""
+        for control in self.controls:
+            if isinstance(self.controls, dict):
+                del self.controls[control]
+            return control
+        return None
 
     def stash(self, message: object, batch: Batch) -> None:
         """Put a message aside. One that was taken from here, in `batch`, keeps its room and is taken later."""

@@ -255,6 +255,25 @@ async def test_others_have_their_turn_between_slow_news() -> None:
         assert await most_between_two_turns(lambda: len(log) >= 20, log) <= 2
 
 
+async def test_others_have_their_turn_between_slow_controls() -> None:
+    """A snapshot may take its time, and many may ask for one."""
+
+    class Large(Worker):
+        def snapshot(self) -> list[int]:
+            end = time.perf_counter() + LONG
+            while time.perf_counter() < end:
+                pass
+            taken.append(1)
+            return []
+
+    taken: list[int] = []
+    async with open_supervisor() as sup, trio.open_nursery() as nursery:
+        large = await sup.start_child(ChildSpec(Large, [], shutdown=0))
+        for _ in range(20):
+            nursery.start_soon(large.get_state)
+        assert await most_between_two_turns(lambda: len(taken) >= 20, taken) <= 2
+
+
 # -- context variables ----------------------------------------------------------------------------
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
