@@ -114,6 +114,8 @@ class OmniActors:
         self.config = ConfigOperations(self._backend)
         self.storage = StorageOperations(self._backend)
         self._supervisor: Supervisor | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        """The trio run in which the system runs."""
         self._gateway_url: str | None = None
         self._gateway_port: int | None = None
         self._block: AbstractAsyncContextManager[Self] | None = None
@@ -209,6 +211,7 @@ class OmniActors:
         earlier one: that finishes what it has begun, and then the new one takes over. Raises
         AgentError, also for an agent without a name that cannot be told from another.
         """
+        self._require_its_run("omni.add")
         return self._runtime.add(what, args, keywords).name
 
     async def register_agent(self, agent_config: AgentConfig) -> str:
@@ -218,6 +221,7 @@ class OmniActors:
         the system runs the agent is ready. Raises AgentError, and ChildStartError when it cannot
         start.
         """
+        self._require_its_run("omni.register_agent")
         if not isinstance(agent_config, AgentConfig):
             raise AgentError(f"agent_config must be an AgentConfig, not {agent_config!r}")
         subscription = self._runtime.add(agent_config, (), {})
@@ -308,6 +312,16 @@ class OmniActors:
             # Who runs us beside other things does not handle it either: it ends the process, as it would without us.
             signal.raise_signal(signal.Signals(heard[0]))
 
+    def _require_its_run(self, operation: str) -> None:
+        """Raise OmniActorsError, and have nothing changed, where the system runs in another trio run than this."""
+        if self._supervisor is None or self._token is None:
+            return
+        if not trio.lowlevel.in_trio_run() or trio.lowlevel.current_trio_token() is not self._token:
+            raise OmniActorsError(
+                f"the system runs in another thread's trio run: call {operation} there, "
+                "by trio.from_thread.run or run_sync from a thread that it started"
+            )
+
     def forget_run(self) -> None:
         """Called in a child that was forked: what runs, runs in the parent."""
         # Kept: whatever ends here would tell the parent's event loop, perhaps by a lock that is taken for ever.
@@ -322,6 +336,7 @@ class OmniActors:
     async def shutdown(self) -> None:
         """Stop what runs, in order, and let go of the store; the next call opens it again."""
         if self._supervisor is not None:
+            self._require_its_run("omni.shutdown")
             self._supervisor.request_stop()
             await self._supervisor.wait_ended()
         await self._backend.close()
@@ -376,7 +391,7 @@ class OmniActors:
                 name="system",
                 emit=self._runtime.notice,
             ) as supervisor:
-                self._supervisor = supervisor
+                self._supervisor, self._token = supervisor, trio.lowlevel.current_trio_token()
                 await self._backend.announce(self._gateway_url)
                 nurse = partial(self._nurse, supervisor)
                 await supervisor.start_child(ChildSpec(nurse, id="nurse", restart="temporary"))

@@ -130,6 +130,29 @@ async def test_a_plain_callback_publishes_with_a_trio_run_of_its_own(url: str) -
                 assert isinstance(await omni.wait_result(await omni.wait_result(task_id)), str)
 
 
+async def test_what_changes_the_running_system_is_refused_in_another_thread_and_changes_nothing() -> None:
+    omni = OmniActors("memory://")
+    omni.add(Upper)
+    config = AgentConfig(topic="late", callback=lambda _: None, name="late")
+
+    def elsewhere() -> None:
+        for call in (
+            lambda: omni.add(Upper, name="late"),
+            lambda: trio.run(lambda: omni.register_agent(config)),
+            lambda: trio.run(omni.shutdown),
+        ):
+            with pytest.raises(OmniActorsError, match="in another thread's trio run"):
+                call()
+
+    with trio.fail_after(20):
+        async with omni:
+            await trio.to_thread.run_sync(elsewhere)
+            assert len(omni.agent_names()) == 1
+            await trio.to_thread.run_sync(lambda: trio.from_thread.run(omni.register_agent, config))
+            assert omni.agent_names()[1:] == ["late"]
+            assert await omni.wait_result(await omni.publish("upper", "x")) == "X"
+
+
 def test_a_run_that_ends_in_the_middle_of_a_call_leaves_nothing_behind_for_others(url: str) -> None:
     omni = OmniActors(url)
 

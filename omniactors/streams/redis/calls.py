@@ -108,10 +108,8 @@ class Calls:
 
     async def words(self, name: str, *words: bytes | str | int, patience: float | None = None) -> Any:  # noqa: ANN401 -- a reply
         """As `script`, with the script's arguments as they are."""
-        weight = sum(len(word) for word in words if isinstance(word, bytes | str))
-        return await self._persist(
-            lambda: self._run(name, words), self.patience if patience is None else patience, weight=weight
-        )
+        patience = self.patience if patience is None else patience
+        return await self._persist(lambda: self._run(name, words), patience, words)
 
     async def once(
         self, name: str, arguments: list[Any], words: Sequence[bytes | str] = (), *, patience: float | None = None
@@ -168,7 +166,7 @@ class Calls:
         except exceptions.NoScriptError:
             return await self.redis.call(b"EVAL", found.text, 1, self._keys.control, *words)
 
-    async def _persist(self, send: Callable[[], Awaitable[T]], patience: float, *, weight: int = 0) -> T:
+    async def _persist(self, send: Callable[[], Awaitable[T]], patience: float, words: Sequence[object] = ()) -> T:
         give_up = trio.current_time() + patience
         generation, attempt, losses, is_unknown = self.generation, 0, 0, False
         self._in_flight += 1
@@ -184,7 +182,7 @@ class Calls:
                     if generation != self.generation:
                         raise BackendClosed(f"{self.redis.location} was closed") from None
                     losses = losses + 1 if is_loss(error) else 0
-                    if losses == LOSSES and weight > HEAVY:
+                    if losses == LOSSES and _is_heavy(words):
                         raise GeneralError(f"{error}, as each time that it was sent", outcome_known=False) from None
                     if not is_passing(error) or trio.current_time() >= give_up:
                         raise self.translate(error, is_unknown=is_unknown) from None
@@ -239,3 +237,7 @@ class Calls:
         if isinstance(error, exceptions.ReadOnlyError):
             return f"{where} is a read-only replica: nothing was written"
         return f"{where} refused the operation: {error}"
+
+
+def _is_heavy(words: Sequence[object]) -> bool:
+    return sum(len(word) for word in words if isinstance(word, bytes | str)) > HEAVY
