@@ -5,6 +5,7 @@ Used inside the bus' entrance, one call at a time; only `leave` may be called fr
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omniactors.events.event import Event
-    from omniactors.events.subscription import Subscriber
+    from omniactors.events.subscription import Subscriber, Subscription
 
 MAX_ROUTES = 4096
 """Event types whose subscribers are remembered; types are few, but nothing bounds what is published."""
@@ -26,11 +27,12 @@ class Audience:
     def __init__(self) -> None:
         self.lost_by_leavers = 0
         """Events that subscribers who are gone had missed."""
-        self._subscribers: dict[int, Subscriber] = {}
+        self._subscribers: dict[weakref.ref[Subscription], Subscriber] = {}
         self._routes: dict[str, tuple[Subscriber, ...]] = {}
         self._by_run: dict[str, list[Subscriber]] = {}
-        # The collector may find a subscription dropped in any thread: it only leaves a note here.
-        self.leavers: deque[Subscriber] = deque()
+        # The collector may find a subscription dropped in any thread: it only leaves a note here. No `__del__`,
+        # since Python swallows what a signal handler raises inside of one.
+        self.leavers: deque[weakref.ref[Subscription]] = deque()
         """Those who have left and are not forgotten yet."""
 
     def __len__(self) -> int:
@@ -42,17 +44,17 @@ class Audience:
     @property
     def present(self) -> list[Subscriber]:
         """Those who have not left; from any thread."""
-        gone = {id(subscriber) for subscriber in tuple(self.leavers)}
-        return [subscriber for subscriber in self if id(subscriber) not in gone]
+        gone = set(self.leavers)  # in one step: nothing in it runs Python code
+        return [subscriber for ref, subscriber in tuple(self._subscribers.items()) if ref not in gone]
 
     @property
     def counted(self) -> int:
         """How many there are of those whose number is limited."""
         return sum(subscriber.counted for subscriber in self)
 
-    def add(self, subscriber: Subscriber) -> None:
-        """Let somebody in, who is not live yet."""
-        self._subscribers[id(subscriber)] = subscriber
+    def add(self, subscription: Subscription, subscriber: Subscriber) -> None:
+        """Let somebody in, who is not live yet; it leaves when nothing refers to the subscription any more."""
+        self._subscribers[weakref.ref(subscription, self.leavers.append)] = subscriber
 
     def go_live(self, subscriber: Subscriber) -> None:
         """From now on it gets what it wants."""
@@ -62,15 +64,18 @@ class Audience:
         else:
             self._by_run.setdefault(run_id, []).append(subscriber)
 
-    def leave(self, subscriber: Subscriber) -> None:
+    def leave(self, subscription: Subscription) -> None:
         """Have the subscriber forgotten with the next event."""
-        self.leavers.append(subscriber)
+        ref = weakref.ref(subscription)
+        hash(ref)  # it can be looked up by this, also when the subscription is gone
+        self.leavers.append(ref)
 
     def forget_leavers(self) -> None:
         """Forget those who have left."""
         while self.leavers:
-            subscriber = self.leavers.popleft()
-            if self._subscribers.pop(id(subscriber), None) is None:
+            subscriber = self._subscribers.pop(self.leavers[0], None)
+            self.leavers.popleft()
+            if subscriber is None:
                 continue  # closed, and now collected too
             self.lost_by_leavers += subscriber.queue.dropped
             run_id = subscriber.selection.run_id

@@ -278,9 +278,9 @@ class EventBus:
             source=self.source,
         )
 
-    def leave(self, subscriber: Subscriber) -> None:
+    def leave(self, subscription: Subscription) -> None:
         """Forget the subscriber with the next event."""
-        self._audience.leave(subscriber)
+        self._audience.leave(subscription)
 
     # -- inside the entrance: one at a time, nothing here may raise --------------------------------
 
@@ -433,7 +433,7 @@ class EventBus:
     # -- subscribers -------------------------------------------------------------------------------
 
     def _subscribed(self, subscriber: Subscriber, since: tuple[str, int] | None) -> Subscription:
-        # Made first: who is interrupted before it is handed out has dropped it, and it leaves by itself.
+        # Made first: who is interrupted before it is handed out drops it, and so it leaves by itself.
         subscription = Subscription(self, subscriber)
         self._entrance.exclusively(lambda: self._add(subscription, subscriber, since))
         return subscription
@@ -454,7 +454,7 @@ class EventBus:
             start = history[0].offset - 1 if history else start
         subscription.begin(start, resumed=resumed)
         subscriber.queue.replay([event for event in history if subscriber.selection.matches(event)])
-        self._audience.add(subscriber)
+        self._audience.add(subscription, subscriber)
         if subscriber.cursor is None:
             self._audience.go_live(subscriber)
         if run_id is not None and self._histories.is_closed(run_id):

@@ -56,8 +56,8 @@ class Source(Protocol):
         """The event that tells a loss."""
         ...
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """Forget the subscriber soon; from any thread, as the garbage collector may call it."""
+    def leave(self, subscription: Subscription) -> None:
+        """Forget the subscriber soon; from any thread."""
         ...
 
 
@@ -188,17 +188,13 @@ class Subscription:
         """Give up the subscription; a waiting reader gets trio.ClosedResourceError. May be called again."""
         self._queue.end("left")
         self._queue.discard()
-        self._source.leave(self._subscriber)
+        self._source.leave(self)
         self._wake_readers()
 
     async def aclose(self) -> None:
         """As `close`, and a checkpoint."""
         self.close()
         await trio.lowlevel.checkpoint()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_subscriber"):  # else an exception interrupted its making
-            self._source.leave(self._subscriber)
 
     @property
     def _stirs(self) -> bool:
