@@ -86,16 +86,19 @@ class Database:
         if self._settings.path is None:
             yield self._opened()
             return
-        is_gone = self._connection is None or (self._guard is not None and not self._guard.is_there())
-        if is_gone and self._lock is not None:
+        if self._connection is None and self._lock is not None:
             self._lock.close()
             self._lock = None
         if self._lock is None:
             self.path = Path(os.path.realpath(self._settings.path))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(lock_path(self.path), self.gate.ajar())
-        self._lock.acquire(self._settings.lock_wait if wait is None else wait)
-        lock = self._lock
+        lock, wait = self._lock, self._settings.lock_wait if wait is None else wait
+        try:
+            lock.acquire(wait)
+        except FileNotFoundError:  # the folder was removed
+            self._settings.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(wait)
         try:
             if not self._keep_up():
                 _log.error("%s was removed or replaced while it was in use; what was in it is lost", self.path)

@@ -85,9 +85,9 @@ def _files(path: Path) -> tuple[Path, Path, Path]:
     return path, log_path(path), index_path(path)
 
 
-def _identity(path: Path) -> _Identity | None:
+def _identity(path: Path | str) -> _Identity | None:
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 -- it takes half as long as that of a Path, and each batch does it often
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -101,6 +101,7 @@ class Guard:
 
     def __init__(self, path: Path, known: tuple[_Identity | None, ...]) -> None:
         self._files = _files(path)
+        self._names = tuple(map(str, self._files))
         self._known = known
         self._holders = 0
         self._fds = [os.open(file, os.O_RDONLY) for file in self._files]
@@ -141,7 +142,8 @@ class Guard:
 
     def is_intact(self) -> bool:
         """Whether the files at the paths are those that we have open."""
-        return tuple(map(_identity, self._files)) == self._known
+        database, log, index = self._names
+        return (_identity(database), _identity(log), _identity(index)) == self._known
 
     def sync(self) -> None:
         """Have the disk confirm the database, the time of its last change included."""
