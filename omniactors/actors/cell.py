@@ -333,7 +333,10 @@ class Cell:
         context, base = self._context, self._base
         is_plain, other = self._snapshots is None and self._timers is None, self._handle_other
         self._parker.turn_to(queue)
-        queue.batches.append(batch)
+        batches = queue.batches
+        if batches is None:
+            batches = queue.batches = []
+        batches.append(batch)
         try:
             while not self._has_attention:
                 for batch.taken in range(1, self._batch_size + 1):
@@ -357,7 +360,7 @@ class Cell:
                 queue.count(batch)
         finally:
             queue.count(batch)
-            queue.batches.remove(batch)
+            batches.remove(batch)
 
     def _note_handled(self) -> None:
         """Keep the state that a message led to; and see whether a timer has become due meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
@@ -106,6 +107,16 @@ class Waiting:
             self.sender.go_on()
 
 
+def this_thread() -> int:
+    """What `get_ident` says, as the same object each time: every actor keeps it."""
+    return _same(get_ident())
+
+
+@lru_cache(maxsize=16)
+def _same(number: int) -> int:
+    return number
+
+
 class Batch:
     """How many messages one actor has taken since they were added up last: twice as quick as adding up each."""
 
@@ -150,8 +161,8 @@ class MailboxQueue(Source):
         self.limit = config.capacity
         """Below this many messages one may be appended with nothing else to do: 0 when somebody is to be woken."""
         self._taken = 0
-        self.batches: list[Batch] = []
-        """Of those who take messages now."""
+        self.batches: list[Batch] | None = None
+        """Of those who take messages now; None before the first message."""
         self.dropped = 0
         # Made when they are first needed: nearly all stay empty, and an empty deque takes 700 bytes of every actor.
         self.stashed: deque[object] | tuple[()] = ()
@@ -162,7 +173,7 @@ class MailboxQueue(Source):
         """Tells the running actor that there is a control."""
         self.token: trio.lowlevel.TrioToken | None = None
         """The trio run that the actor lives in."""
-        self.thread = get_ident()
+        self.thread = this_thread()
         """The thread of that run: no other may touch the queue."""
         self.on_lost = on_lost
         """Told how many messages were thrown away because the actor ended."""
@@ -179,7 +190,7 @@ class MailboxQueue(Source):
     @property
     def taken(self) -> int:
         """How many messages were taken out, to be handled or not."""
-        return self._taken + sum(batch.taken for batch in self.batches)
+        return self._taken + sum(batch.taken for batch in self.batches or ())
 
     def count(self, batch: Batch) -> None:
         """Add up what was taken in a batch, which begins anew."""
@@ -295,7 +306,7 @@ class MailboxQueue(Source):
         self._closed = False
         self._reason = None
         self.token = trio.lowlevel.current_trio_token()
-        self.thread = get_ident()
+        self.thread = this_thread()
         self.unstash()
         self._set_limit()
 
@@ -350,7 +361,7 @@ class MailboxQueue(Source):
 
     def stash(self, message: object, batch: Batch) -> None:
         """Put a message aside. One that was taken from here, in `batch`, keeps its room and is taken later."""
-        if batch in self.batches:
+        if self.batches and batch in self.batches:
             self._taken -= 1
         if not isinstance(self.stashed, deque):
             self.stashed = deque()

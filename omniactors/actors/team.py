@@ -7,13 +7,12 @@ come and go while messages are queued: what waits for one that leaves goes to th
 from __future__ import annotations
 
 import math
-from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
 
 import outcome
 import trio
 
-from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting
+from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting, this_thread
 from omniactors.errors import MailboxFull
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ class RoutedQueue(MailboxQueue):
         self._closed = False
         self._reason = None
         self.token = trio.lowlevel.current_trio_token()
-        self.thread = get_ident()
+        self.thread = this_thread()
         for queue in self._in_order:
             queue.open()
 
