@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -154,7 +155,9 @@ def _set_aside(path: Path) -> Path | None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk confirm it, a file or a folder."""
+    """Have the disk confirm it, a file or a folder (which Windows does by itself)."""
+    if sys.platform == "win32" and path.is_dir():
+        return
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

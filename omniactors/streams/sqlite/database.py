@@ -97,7 +97,7 @@ class Database:
         try:
             lock.acquire(wait)
         except FileNotFoundError:  # the folder was removed
-            self._settings.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(wait)
         try:
             if not self._keep_up():

@@ -121,6 +121,11 @@ class FileLock:
         self._waiting = contextlib.nullcontext() if waiting is None else waiting
         self._file: _LockFile | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where the lock file stands."""
+        return self._path.parent
+
     def acquire(self, wait: float) -> None:
         """Take the lock; raises BackendBusy, naming the holder, after `wait` seconds, and OSError."""
         file = self._take(wait)
