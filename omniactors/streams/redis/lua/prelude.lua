@@ -131,11 +131,12 @@ end
 local function without_pending(key, group, ids, first, last)
     local most, pending, left = #ids + 64, {}, {}
     local rows = call('XPENDING', key, group, first, last, most)
+    if #rows == 0 then return ids end
     for _, row in ipairs(rows) do pending[row[1]] = true end
-    local known = #rows < most and last or rows[#rows][1]
+    local known = #rows == most and rows[most][1]
     for _, id in ipairs(ids) do
         local is_pending = pending[id]
-        if not is_pending and is_before(known, id) then is_pending = #call('XPENDING', key, group, id, id, 1) > 0 end
+        if known and not is_pending and is_before(known, id) then is_pending = #call('XPENDING', key, group, id, id, 1) > 0 end
         if not is_pending then left[#left + 1] = id end
     end
     return left
@@ -148,9 +149,11 @@ local function delete_finished(topic, ids, turn)
     local key = stream_of(topic)
     local infos = try('XINFO', 'GROUPS', key)
     if #infos > 1 then
-        local groups, low = groups_on(key), nil
-        for _, group in ipairs(groups) do
+        local groups, low = {}, nil
+        for i, info in ipairs(infos) do
+            local group = fields_of(info)
             local last = group['last-delivered-id']
+            groups[i] = group['name']
             if low == nil or is_before(last, low) then low = last end
         end
         local left, first, last = {}, nil, nil
@@ -163,7 +166,7 @@ local function delete_finished(topic, ids, turn)
         end
         for i = 1, #groups do
             if #left == 0 then return end
-            left = without_pending(key, groups[(turn + i) % #groups + 1]['name'], left, first, last)
+            left = without_pending(key, groups[(turn + i) % #groups + 1], left, first, last)
         end
         ids = left
     elseif infos.err then
