@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,6 @@ from omniactors.streams.backend import AgentRecord, Want
 from omniactors.streams.redis.backend import RedisBackend
 from omniactors.streams.settlement import Retry
 from tests.redis_server import RedisServer
-from tests.source import ROOT
 from tests.streams.contract_kit import (
     AGENT,
     TOPIC,
@@ -106,9 +104,9 @@ async def test_a_stream_that_only_others_read_is_trimmed_at_its_limit(server: Re
     await backend.close()
 
 
-async def test_the_documented_commands_remove_an_agent_that_is_gone(server: RedisServer, raw: redis.Redis) -> None:
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```text\n(XGROUP DESTROY .*?)```", text, re.DOTALL)
+async def test_an_agent_that_is_deleted_lets_its_stream_go_and_leaves_nothing_but_dead_letters(
+    server: RedisServer, raw: redis.Redis
+) -> None:
     backend = RedisBackend(server.url, lease=LEASE)
     await backend.save_agents([AgentRecord(topic=TOPIC, name="gone"), AgentRecord(topic=TOPIC, name=AGENT)])
     await backend.create_groups([(TOPIC, "gone"), (TOPIC, AGENT)])
@@ -116,13 +114,13 @@ async def test_the_documented_commands_remove_an_agent_that_is_gone(server: Redi
     with trio.fail_after(20):
         async with serving(backend):
             first, second, third = await fetch(backend, 3, agent="gone")
-            await backend.settle_many([done(first), done(second, retry=Retry(after=3600, attempts=1))])
-            await backend.settle_many([done(third, dead=dead())])
+            await settle_all(backend, [first])
+            await settle_all(backend, [second], retry=Retry(after=3600, attempts=1))
+            await settle_all(backend, [third], dead=dead())
         async with serving(backend):
             await settle_all(backend, await fetch(backend))
             assert raw.xlen(STREAM) == 3
-            for line in block.splitlines():
-                server.command(*line.replace("TOPIC", TOPIC).replace("AGENT", "gone").split())
+            await backend.delete_groups([(TOPIC, "gone")])
             await eventually(_is_empty(raw))
             (stream,) = await backend.streams()
             assert [group.agent for group in stream.groups] == [AGENT]
