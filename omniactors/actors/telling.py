@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from omniactors.actors.notices import Notice
-    from omniactors.actors.rules import ExitReason
 
 logger = logging.getLogger("omniactors.supervision")
 
@@ -44,7 +43,7 @@ class Teller:
 
     def __init__(self, emit: Callable[[Notice], None] | None) -> None:
         self._emit = emit
-        self._counts: dict[tuple[str, str], int] = {}
+        self._seen: dict[tuple[str, str], int] = {}
         """Who, and what happened: how often in this period."""
         self._ends = math.inf
 
@@ -58,54 +57,72 @@ class Teller:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 -- a callback may raise anything, and must not end the tree
-            line = f"emit raised {shown(error)} for {type(notice).__name__}"
-            self._record(logging.ERROR, (notice.path, "failures of emit"), line, error)
+            if self._counts(logging.ERROR, notice.path, "failures of emit"):
+                self._write(logging.ERROR, f"emit raised {shown(error)} for {type(notice).__name__}", error)
 
     def flush(self) -> None:
         """Tell how many were left out."""
-        for (who, what), count in self._counts.items():
+        for (who, what), count in self._seen.items():
             if count > BURST:
                 logger.warning("%s: %s more %s were left out here", who, f"{count - BURST:,}", what)
-        self._counts.clear()
+        self._seen.clear()
         self._ends = math.inf
 
     def _log(self, notice: Notice) -> None:
-        match notice:
-            case ChildExited(path, incarnation, reason) if reason.kind == "crash":
-                self._record_end(path, "crashes", f"{path} (incarnation {incarnation})", reason)
-            case ChildStartFailed(path, reason):
-                self._record_end(path, "failed starts", f"{path} did not start", reason)
-            case ChildRestartScheduled(path, delay, restarts):
-                when = f"in {delay:.3g} s" if delay else "at once"
-                line = f"{path} is started again {when} ({restarts} in this period)"
-                self._record(logging.WARNING, (path, "restarts"), line)
-            case SupervisorGaveUp(path, child_id, reason):
-                line = f"{path} gives up on child {shown(child_id)} and ends: {reason}"
-                self._record(logging.ERROR, (path, "ends"), line)
-            case ChildStuck(path, seconds, stack):
-                where = stack[-1] if stack else "nowhere"
-                line = f"{path} was cancelled {seconds:g} s ago and has not ended; it is at {where}"
-                self._record(logging.WARNING, (path, "children that do not end"), line)
-            case MessagesLost(path, count):
-                line = f"{path} ended with {count} messages unhandled"
-                self._record(logging.INFO, (path, "losses of messages"), line)
-
-    def _record_end(self, path: str, what: str, line: str, reason: ExitReason) -> None:
+        reason = notice.reason if isinstance(notice, ChildExited | ChildStartFailed) else None
+        if reason is not None and reason.kind != "crash":
+            return
+        what, level = _LOGGED.get(type(notice), ("", logging.NOTSET))
+        if not self._counts(level, notice.path, what):
+            return
+        error = reason.error if reason is not None else None
         # What ended a supervisor was told where it happened, and may have come up a thousand levels.
-        error = None if isinstance(reason.error, SupervisionError) else reason.error
-        self._record(logging.WARNING, (path, what), f"{line}: {reason}", error)
+        self._write(level, f"{notice.path} {_sentence(notice)}", None if isinstance(error, SupervisionError) else error)
 
-    def _record(self, level: int, whose: tuple[str, str], line: str, error: BaseException | None = None) -> None:
+    def _counts(self, level: int, path: str, what: str) -> bool:
+        """Count one thing that happened; False when it is not to be told."""
+        if not logger.isEnabledFor(level or logging.DEBUG) or not what:
+            return False
         now = time.monotonic()
         if now >= self._ends:
             self.flush()
         self._ends = min(self._ends, now + PERIOD)
-        path, what = whose
         kind = (path.rpartition("/")[0] or path, what)
-        count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        if count <= BURST and logger.isEnabledFor(level):
-            text = line if error is None else f"{line}\n{user_traceback(error).rstrip()}"
-            logger.log(level, "%s", text if len(text) <= LONGEST else f"{text[:LONGEST]}\n...")
+        count = self._seen[kind] = self._seen.get(kind, 0) + 1
+        return count <= BURST
+
+    def _write(self, level: int, line: str, error: BaseException | None) -> None:
+        text = line if error is None else f"{line}\n{user_traceback(error).rstrip()}"
+        logger.log(level, "%s", text if len(text) <= LONGEST else f"{text[:LONGEST]}\n...")
+
+
+_LOGGED: dict[type, tuple[str, int]] = {
+    ChildExited: ("crashes", logging.WARNING),
+    ChildStartFailed: ("failed starts", logging.WARNING),
+    ChildRestartScheduled: ("restarts", logging.WARNING),
+    SupervisorGaveUp: ("ends", logging.ERROR),
+    ChildStuck: ("children that do not end", logging.WARNING),
+    MessagesLost: ("losses of messages", logging.INFO),
+}
+"""What is told of, how many of it are called, and how grave it is."""
+
+
+def _sentence(notice: Notice) -> str:
+    """What is said of the one at the notice's path."""
+    match notice:
+        case ChildExited(_, incarnation, reason):
+            return f"(incarnation {incarnation}): {reason}"
+        case ChildStartFailed(_, reason):
+            return f"did not start: {reason}"
+        case ChildRestartScheduled(_, delay, restarts):
+            return f"is started again {f'in {delay:.3g} s' if delay else 'at once'} ({restarts} in this period)"
+        case SupervisorGaveUp(_, child_id, reason):
+            return f"gives up on child {shown(child_id)} and ends: {reason}"
+        case ChildStuck(_, seconds, stack):
+            where = stack[-1] if stack else "nowhere"
+            return f"was cancelled {seconds:g} s ago and has not ended; it is at {where}"
+        case _:
+            return f"ended with {notice.count} messages unhandled" if isinstance(notice, MessagesLost) else ""
 
 
 def call_safely(callback: Callable[..., object], *args: object) -> bool:

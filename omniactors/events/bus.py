@@ -290,10 +290,10 @@ class EventBus:
         if self._audience.leavers:
             self._audience.forget_leavers()
         match item:
-            case Event():
-                self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case Draft():
                 self._take_draft(item)
+            case Event():
+                self._stamp(item, item.run_id or current_run(), item.timestamp or time.time())
             case _Packed():
                 self._stamp(item.event, item.run_id, item.timestamp)
             case _CloseRun():
@@ -353,16 +353,17 @@ class EventBus:
 
     def _catch_up(self) -> None:
         """Admit the drafts that nobody has waited for so far; interrupted anywhere, it goes on where it was."""
-        while self._quiet:
-            draft = self._quiet[0]
-            if self._audience or self._closed:
+        quiet, is_heard = self._quiet, bool(self._audience) or self._closed
+        while quiet:
+            draft = quiet[0]
+            if is_heard:
                 self._take_draft(draft)
-                self._quiet.popleft()
+                quiet.popleft()
             else:
-                draft.offset = self._head + 1
+                draft.offset = offset = self._head + 1
                 self._newest = draft
-                self._head = draft.offset
-                self._quiet.popleft()
+                self._head = offset
+                quiet.popleft()
                 self._ring.append(draft, EVENT_BYTES + draft.weight)
                 self._fresh.append(draft)
         if self._fresh:
