@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 import pytest
@@ -30,8 +31,10 @@ from tests.streams.contract_kit import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
+
+    from omniactors.streams.backend import Entry
 
 NO = "CREATE TRIGGER no BEFORE INSERT ON {table} WHEN {when} BEGIN SELECT RAISE(ABORT, 'never'); END"
 """A refusal by SQLite itself, of one row."""
@@ -105,7 +108,7 @@ async def test_a_publish_that_sqlite_never_takes_is_refused_to_its_caller_alone(
         ],
         *[(code, BackendRefused) for code in (sqlite3.SQLITE_CONSTRAINT_CHECK, sqlite3.SQLITE_RANGE)],
         *[(code, BackendError) for code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_NOMEM)],
-        *[(code, BackendError) for code in (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)],
+        *[(code, BackendError) for code in (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)],
         *[(code, BackendBusy) for code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_SNAPSHOT, sqlite3.SQLITE_LOCKED)],
         *[(code, BackendUnusable) for code in (sqlite3.SQLITE_READONLY_DBMOVED, sqlite3.SQLITE_CORRUPT_VTAB)],
     ],
@@ -222,3 +225,75 @@ async def test_a_large_event_that_is_replayed_takes_its_failure_along(backend: S
         await backend.settle_many([done(entry, dead=dead(), result=record("t0", failed=True))])
         assert await backend.replay_dead(TOPIC, DeadFilter(), limit=1) == 1
         assert await backend.get_results("t0") == []
+
+
+# -- a disk that fails at any statement ---------------------------------------------------------
+
+
+class Failing(sqlite3.Connection):
+    """Fails at the statement to which `left` counts down, as a disk does."""
+
+    left: ClassVar[int] = -1
+    code: ClassVar[int] = sqlite3.SQLITE_FULL
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        Failing.left -= 1
+        if Failing.left == 0:
+            error = sqlite3.OperationalError("as the disk says")
+            error.sqlite_errorcode = Failing.code
+            raise error
+        return super().execute(*args)
+
+
+T = TypeVar("T")
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """What the call returns at the latest at the third try, after errors of ours."""
+    for _ in range(2):
+        with contextlib.suppress(BackendError):
+            return await call()
+    return await call()
+
+
+async def live(path: Path, failing: int) -> bool:
+    """One event from its publish to its end while statement number `failing` fails; True when there were so many."""
+    Failing.left = failing
+    backend = SqliteBackend(path)
+    await insist(lambda: backend.publish(numbered(1)))
+    async with trio.open_nursery() as nursery:
+        await insist(lambda: nursery.start(backend.serve))
+        entries: list[Entry] = []
+        while not entries:
+            entries = await insist(lambda: fetch(backend))
+        outcome: object = None
+        while outcome is not True:
+            (outcome,) = await insist(lambda: backend.settle_many([done(entries[0], result=record("t0"))]))
+            assert outcome is True or isinstance(outcome, BackendError)
+        assert len(await insist(lambda: backend.get_results("t0"))) == 1
+        assert await insist(lambda: length(backend)) == 0
+        nursery.cancel_scope.cancel()
+    await backend.close()
+    return Failing.left <= 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        sqlite3.SQLITE_FULL,
+        *(pytest.param(code, marks=pytest.mark.slow) for code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)),
+    ],
+)
+async def test_whatever_statement_fails_once_nothing_is_lost_and_nothing_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Failing))
+    monkeypatch.setattr(Failing, "code", code)
+    failing = 0
+    with trio.fail_after(60):
+        while True:
+            failing += 1
+            folder = tmp_path / str(failing)
+            if not await live(folder / "omni.db", failing):
+                break
+    assert failing > 30

@@ -78,7 +78,7 @@ class Database:
         if self._connection is None or (self._guard is not None and not self._guard.is_intact()):
             with self.locked() as connection:
                 return connection
-        return self._connection
+        return self._opened()
 
     @contextlib.contextmanager
     def locked(self, wait: float | None = None) -> Iterator[sqlite3.Connection]:
@@ -246,6 +246,8 @@ class Database:
             let_go_of, self._let_go_of = self._let_go_of, None
             if let_go_of is None or self.path is None or not os.path.samestat(let_go_of, self.path.stat()):
                 self._on_open(connection)
+        elif self._connection.in_transaction:  # its end has failed
+            self._connection.execute("ROLLBACK")
         return self._connection
 
 

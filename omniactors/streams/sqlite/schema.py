@@ -107,14 +107,12 @@ _SENTENCES: Final[dict[int, tuple[type[BackendError], str]]] = {
     sqlite3.SQLITE_IOERR: (BackendError, "could not be read or written"),
     sqlite3.SQLITE_TOOBIG: (BackendRefused, "does not take so much at once"),
     **dict.fromkeys(
-        (
-            *(sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_MISUSE),
-            *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_INTERNAL),
-        ),
+        (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE),
         (BackendRefused, "will never take what is to be written"),
     ),
 }
-"""By the primary code of SQLite's error. What is not here passes, as far as anybody can tell."""
+"""By the primary code of SQLite's error. What is not here passes, as far as anybody can tell: a wrong statement or
+table (SQLITE_ERROR) is about all events alike, and no reason to bury one."""
 
 _PERMANENT: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT)
 
