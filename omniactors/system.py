@@ -90,8 +90,9 @@ class OmniActors:
     directory), "redis://host:6379/0" or "memory://"; environment and .env are asked when it is None,
     see `Settings`.
     Making one opens nothing, so it may stand at the top of a module; it connects on first use, and
-    works over several `trio.run`s. Publishing needs neither `run` nor `shutdown`: what `publish`
-    returned for is durable.
+    may be used in any thread and any number of `trio.run`s at a time, and after a fork; the running
+    system belongs to one of them. Publishing needs neither `run` nor `shutdown`: what `publish`
+    returned for is durable. Where no trio runs, its methods raise OmniActorsError.
 
     Raises SettingsError for a setting that is not allowed.
     """

@@ -1,7 +1,7 @@
 """The backend protocol: what a durable store must do, and the values that go in and out.
 
 One contract suite (`tests/streams/contract.py`) runs over every implementation. All methods work
-from any trio run of the process, also one after another; all raise `BackendError` or a subclass.
+from any trio run of the process, also side by side in several threads; all raise `BackendError` or a subclass.
 Cancelling a call withdraws it if it has not begun. Once it has begun it happens whole or not at all:
 the embedded store waits for it, a store behind a network returns at once and leaves the outcome unknown.
 A call that fails and may have taken place all the same says so (`BackendError.outcome_known`).
