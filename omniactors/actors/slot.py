@@ -141,6 +141,9 @@ class Slot:
         """The incarnation has ended; what follows is not decided yet."""
         self.generation += 1
         self.reason = reason
+        if self.run is not None and self.run.is_started:
+            # The frames of what crashed lead back to it, by their locals and their callers: a ring, if it led to them.
+            self.run.reason = ExitReason(reason.kind)
         self.run = None
         self.crashes += reason.kind == "crash"
         self.history = (*self.history[1 - HISTORY :], (trio.current_time(), self.incarnation, str(reason)))
