@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,7 +68,8 @@ class Script:
         until = time.monotonic() + 20
         while self.process.poll() is None and time.monotonic() < until:
             self.process.send_signal(number)
-            time.sleep(0.3)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.5)
 
     def result(self) -> object:
         async def ask() -> object:
@@ -106,7 +108,7 @@ def test_a_second_signal_drops_the_grace_time(tmp_path: Path, scripts: list[Scri
     scripts.append(script)
     began = time.monotonic()
     script.insist(signal.SIGTERM)
-    assert script.process.wait(20) == 0
+    assert script.process.wait(20) in {0, -signal.SIGTERM}  # one more may come when nobody hears it any more
     assert time.monotonic() - began < 15
     assert script.result() is None
 
