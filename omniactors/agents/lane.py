@@ -32,11 +32,12 @@ RATE_INTERVAL = 0.005
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """One event on its way to a handler; `ordering` is its key, as JSON, None when it has none."""
+    """One event of `size` bytes on its way to a handler; `ordering` is its key, as JSON, None when it has none."""
 
     key: EntryKey
     event: EventEnvelope[Any]
     ordering: str | None = None
+    size: int = 0
 
 
 class EventLane(Lane):
@@ -102,10 +103,10 @@ class EventLane(Lane):
         """How many events wait here to be alone in this process."""
         return len(self._suspects)
 
-    def put(self, delivery: Delivery, size: int = 0) -> None:
-        """Take in an event of so many bytes that was fetched with this lane's credit."""
+    def put(self, delivery: Delivery) -> None:
+        """Take in an event that was fetched with this lane's credit."""
         self.held += 1
-        self._size = max(self._size, size)
+        self._size = max(self._size, delivery.size)
         self._enqueue(delivery)
 
     def put_suspect(self, delivery: Delivery) -> None:

@@ -168,7 +168,7 @@ class Router(Actor[Any]):
             subscription.lane.held += 1
             self._services.settler.give_back(subscription.lane, [read.key])
         else:
-            subscription.lane.put(read, len(entry.body))
+            subscription.lane.put(read)
 
     async def _pass_on(self, misfits: list[tuple[Subscription, Entry, EntryError]]) -> None:
         """Leave what cannot be read here to processes that read it as something else, while there are any.

@@ -271,9 +271,9 @@ def test_of_large_events_a_lane_holds_as_many_as_fit_into_memory() -> None:
     ).lane
     event: EventEnvelope[Any] = EventEnvelope(topic="large", payload=PayloadBase(content="x"))
     assert lane.limit == 16
-    lane.put(Delivery(EntryKey("large", "large", "1"), event), 16 << 20)
+    lane.put(Delivery(EntryKey("large", "large", "1"), event, size=16 << 20))
     assert (lane.limit, lane.credit) == (8 + 4, 11)
-    lane.put(Delivery(EntryKey("large", "large", "2"), event), 1 << 30)
+    lane.put(Delivery(EntryKey("large", "large", "2"), event, size=1 << 30))
     assert lane.limit == 8
     for second in range(400):
         lane.settled(0, float(second))
