@@ -10,23 +10,37 @@ import re
 
 HIDDEN = "***"
 
-_NAMED = r"(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|signature|sig|credentials?)"
-
-_HIDE: tuple[tuple[re.Pattern[str], str], ...] = (
-    # The user information of a URL: up to the last @ before its host ends.
-    (re.compile(r"(?<=://)[^/?#\s'\"<>]*@"), f"{HIDDEN}@"),
-    # name=value, in the query of a URL, a command line or a call.
-    (re.compile(rf"(?i)({_NAMED}=)(?:\"[^\"]*\"|'[^']*'|[^\s&#;,'\")\]}}]+)"), rf"\1{HIDDEN}"),
-    # "name": "value", in a map that was printed.
-    (
-        re.compile(rf"(?i)((?:{_NAMED}|authorization|cookie)(['\"])\s*:\s*b?)(?:\"[^\"]*\"|'[^']*')"),
-        rf"\1\2{HIDDEN}\2",
-    ),
-    # Name: value, in a header that was printed.
-    (re.compile(r"(?i)\b(authorization|cookie|api-key|password)(\s*:\s*)[^\s'\"][^\r\n'\"]*"), rf"\1\2{HIDDEN}"),
+_NAMED = (
+    r"(?:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|signature|sig|credentials?"
+    r"|authorization|cookie)"
 )
 
-_HINT = re.compile(rf"(?i)://|{_NAMED}|authorization|cookie")
+_QUOTED = r"b?(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\\+[\"'][^\"'\\]*\\+[\"'])"
+"""A text as Python or JSON prints it, also inside another one, where its quotes are escaped."""
+
+_HIDE: tuple[tuple[re.Pattern[str], str], ...] = (
+    # The user information of a URL: up to the last @ before its host ends. Of a password also what should have been
+    # escaped, as `/`; but host:port/path?mail=a@b is none.
+    (re.compile(r"(?<=://)[^/?#\s:@\[]{0,256}:(?!\d{1,5}[/?#])[^\s<>]{1,512}@"), f"{HIDDEN}@"),
+    (re.compile(r"(?<=://)[^/?#\s'\"<>]*@"), f"{HIDDEN}@"),
+    # name=value, in the query of a URL, a command line or a call.
+    (re.compile(rf"(?i)({_NAMED}=)(?:{_QUOTED}|[^\s&#;,'\")\]}}]+)"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)\b(auth=)\([^()]*\)"), rf"\1{HIDDEN}"),
+    # "name": "value", in a map or a list of pairs that was printed.
+    (re.compile(rf"(?i)({_NAMED}\\*(['\"])\s*:\s*)(?:{_QUOTED}|-?\d+)"), rf"\1\2{HIDDEN}\2"),
+    (re.compile(rf"(?i)(\(b?['\"][\w-]{{0,40}}{_NAMED}(['\"]),\s*){_QUOTED}"), rf"\1\2{HIDDEN}\2"),
+    # Name: value, in a header that was printed.
+    (
+        re.compile(
+            r"(?i)\b((?:[\w-]{0,40}-(?:token|key|secret|signature)|authorization|cookie|passw(?:or)?d|pwd|passphrase|secret)\s*:\s*)"
+            r"[^\s'\"][^\r\n'\"]*"
+        ),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"\b(Bearer|Basic)\s+(?=\S*[\dA-Z=])[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
+)
+
+_HINT = re.compile(rf"(?i)://|{_NAMED}|\bauth=|\b(?:bearer|basic)\b")
 
 
 def redact(text: str) -> str:

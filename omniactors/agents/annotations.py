@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
@@ -75,7 +76,9 @@ def fingerprint(content: Any) -> str:  # noqa: ANN401 -- any type form
     try:
         info = type_info(content)
         models = (part.cls for part in _parts(info) if isinstance(part, CustomType))
-        schemas = [model.model_json_schema() for model in models if hasattr(model, "model_json_schema")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a default that has no form in a schema is of no matter here
+            schemas = [model.model_json_schema() for model in models if hasattr(model, "model_json_schema")]
         text = f"{info!r} {schemas!r}"
     except Exception:  # noqa: BLE001 -- a model's own code may raise anything
         text = repr(content)
@@ -94,7 +97,14 @@ _NO_KEYS = (
     msgspec.inspect.DateType,
     msgspec.inspect.DecimalType,
     msgspec.inspect.UUIDType,
+    msgspec.inspect.TupleType,
+    msgspec.inspect.VarTupleType,
+    msgspec.inspect.NamedTupleType,
+    msgspec.inspect.FrozenSetType,
 )
+
+_READ = (dict, list, tuple, set, frozenset, str, int, float, bytes)
+"""What JSON is read as, and so what may be written as JSON again."""
 
 
 def _readable(content: Any, where: str) -> Any:  # noqa: ANN401 -- any type form
@@ -112,8 +122,10 @@ def _readable(content: Any, where: str) -> Any:  # noqa: ANN401 -- any type form
 
 def _is_concrete(cls: type) -> bool:
     """Whether JSON never is an instance of it, nor of a class that stands for it."""
+    if cls.__module__ == "collections.abc":  # what nothing of JSON is, as an iterator or a function
+        return not any(issubclass(kind, cls) for kind in _READ)
     is_open = inspect.isabstract(cls) or getattr(cls, "_is_protocol", False) or cls is object
-    return not is_open and not issubclass(cls, (dict, list, tuple, set, frozenset, str, int, float, bytes))
+    return not is_open and not issubclass(cls, _READ)
 
 
 def _parts(info: Any) -> Iterator[msgspec.inspect.Type]:  # noqa: ANN401 -- a type, or a field that has one

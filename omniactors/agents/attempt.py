@@ -205,14 +205,15 @@ def lone_error(error: BaseException) -> BaseException:
 
 def error_info(error: BaseException) -> ErrorInfo:
     """An exception as data that can be written as JSON, whatever its texts hold."""
-    message = _told(lambda: str(error))[:MAX_MESSAGE]
+    # Cut twice: a URL that is cut within its password is not known as one.
+    message = redact(_told(lambda: str(error))[: 2 * MAX_MESSAGE])[:MAX_MESSAGE]
     trace = _told(lambda: user_traceback(error))[-2 * MAX_TRACEBACK :]
-    return ErrorInfo(type=type(error).__name__, message=redact(message), traceback=redact(trace)[-MAX_TRACEBACK:])
+    return ErrorInfo(type=type(error).__name__, message=message, traceback=redact(trace)[-MAX_TRACEBACK:])
 
 
 def _told(tell: Callable[[], str]) -> str:
     """The text without lone surrogates, which file names bring into messages and UTF-8 cannot hold."""
     try:
         return tell().encode("utf-8", "backslashreplace").decode()
-    except Exception as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
+    except (Exception, SystemExit) as broken:  # noqa: BLE001 -- an exception's own __str__ may raise anything
         return f"its message cannot be read: {type(broken).__name__}"

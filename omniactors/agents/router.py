@@ -12,12 +12,13 @@ import trio
 
 from omniactors.actors.actor import Actor
 from omniactors.agents.agenda import Agenda
-from omniactors.agents.attempt import error_info
+from omniactors.agents.attempt import error_info, is_from_terminal
 from omniactors.agents.settler import Job, severity
 from omniactors.agents.subscription import readable
 from omniactors.backoff import Backoff
 from omniactors.errors import BackendError, EntryError
 from omniactors.events.event import Event
+from omniactors.redaction import redact
 from omniactors.streams.crashes import MAX_CRASHES, SUSPECT_CRASHES
 from omniactors.streams.settlement import Dead, DeadReason, ErrorInfo, Retry, Settlement, dead_letter
 
@@ -138,9 +139,13 @@ class Router(Actor[Any]):
         in_hand = self._services.backend.in_hand
         row = in_hand.begin(entry.key)
         try:
-            return subscription.read(entry)
-        finally:
-            in_hand.end(row)
+            read = subscription.read(entry)
+        except BaseException as error:
+            if not is_from_terminal(error):
+                in_hand.blame(row)
+            raise
+        in_hand.end(row)
+        return read
 
     async def _claim(self, keys: list[tuple[EntryKey, str]]) -> list[bool]:
         """Which of them may be handled here; asked until the store answers, since nobody passes them meanwhile."""
@@ -184,7 +189,9 @@ class Router(Actor[Any]):
                 self._bury(subscription, entry, "decode", error_info(error))
                 continue
             if passes == 1:
-                logger.warning("agent %s cannot read an event of %s, and leaves it to others: %s", *_names(key), error)
+                logger.warning(
+                    "agent %s cannot read an event of %s, and leaves it to others: %s", *_names(key), redact(str(error))
+                )
             retry = Retry(after=PASS.delay(passes, random.random()), attempts=entry.attempts)  # noqa: S311 -- jitter
             subscription.lane.held += 1
             self._services.settler.submit(Job(subscription.lane, Settlement(key=key, retry=retry), None))

@@ -82,7 +82,7 @@ class Subscription:
             return error
         try:
             return Delivery(entry.key, event, self.options.ordering_of(event), len(entry.body))
-        except Exception as error:  # noqa: BLE001 -- a key function may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- a key function may raise anything
             failure = EntryError(f"the ordering key of agent {self.name!r} cannot be had: {error!r}")
             failure.__cause__ = error
             return failure

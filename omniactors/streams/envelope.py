@@ -261,7 +261,7 @@ def _check_within(room: int, value: object, path: str = "$") -> None:
         raise
     except RecursionError:
         raise ContentError(path, "it is nested too deeply, or holds itself") from None
-    except Exception as error:  # what is looked at may run code of its own
+    except (Exception, SystemExit) as error:  # what is looked at may run code of its own
         raise ContentError(path, f"it cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -274,7 +274,7 @@ def _check(value: object, path: str, room: int) -> None:
     if kind is dict or isinstance(value, dict):
         room = _deeper(room, path)
         for key, item in value.items():  # type: ignore[attr-defined]
-            if not isinstance(key, str):
+            if not isinstance(key, str) and not (isinstance(key, Enum) and isinstance(key.value, str)):
                 raise ContentError(path, f"the key {key!r} is a {type(key).__name__}, and keys are strings")
             if type(item) not in _PLAIN:
                 _check(item, f"{path}.{key}", room)
@@ -340,8 +340,8 @@ def _can_dump(value: object) -> bool:
 
 def _dumped(model: Any, path: str) -> object:  # noqa: ANN401 -- any model
     try:
-        return model.model_dump(mode="json")
-    except Exception as error:
+        return model.model_dump(mode="json", by_alias=True)
+    except (Exception, SystemExit) as error:
         raise ContentError(path, f"{kind_name(model)} does not become JSON: {type(error).__name__}: {error}") from error
 
 
@@ -476,7 +476,7 @@ class EventDecoder(Generic[Content]):
                 delivery_attempts=attempts,
                 deliveries=max(attempts, deliveries),
             )
-        except Exception as error:  # the type of the content may run code of users, which may raise anything
+        except (Exception, SystemExit) as error:  # the content's type may run code of users, which may raise anything
             kind = "" if isinstance(error, msgspec.MsgspecError | EnvelopeError) else f"{type(error).__name__}: "
             raise EntryError(f"the entry is no event that this agent can read: {kind}{error}") from error
 

@@ -7,7 +7,7 @@ import datetime as dt
 import decimal
 import enum
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -154,6 +154,10 @@ def make(content: Any, result: Any) -> type[Agent]:
         (type, "returns a type"),
         (dict[int, str], "returns a dict with keys of type int"),
         (list[dict[uuid.UUID, int]], "returns a dict with keys of type uuid"),
+        (dict[tuple[int, int], str], "returns a dict with keys of type tuple"),
+        (Iterator[int], "returns a Iterator"),
+        (Awaitable[int], "returns a Awaitable"),
+        (Callable[[int], int], "returns a Callable"),
     ],
 )
 def test_a_result_that_never_can_be_written_is_refused_when_the_class_is_made(result: Any, why: str) -> None:
@@ -180,7 +184,7 @@ def test_a_result_that_never_can_be_written_is_refused_when_the_class_is_made(re
         Shape,
         Iterable[int],
         Mapping[str, Order],
-        Awaitable[int],
+        Hashable,
         Reply | None,
         dict,
         dict[str, object],

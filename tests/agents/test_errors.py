@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from omniactors import Agent, EventEnvelope, OmniActors, Reject, RetryPolicy, TaskFailed
-from omniactors.agents.attempt import error_info
+from omniactors.agents.attempt import MAX_MESSAGE, error_info
 from omniactors.redaction import redact
 from tests.agents.support import running, watching
 
@@ -84,6 +84,11 @@ class Mute(Exception):
         raise RuntimeError("no words")
 
 
+class Exiting(Exception):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
 class Wrong(Exception):
     def __str__(self) -> str:
         return 5  # type: ignore[return-value]  # noqa: PLE0307 -- the point
@@ -109,7 +114,7 @@ def recursive() -> BaseException:
         return error
 
 
-@pytest.mark.parametrize("make", [Mute, Wrong, Talker, lambda: deep(3_000), recursive], ids=repr)
+@pytest.mark.parametrize("make", [Mute, Exiting, Wrong, Talker, lambda: deep(3_000), recursive], ids=repr)
 def test_an_error_that_cannot_be_told_well_is_told_as_well_as_it_can(make: Callable[[], BaseException]) -> None:
     info = error_info(make())
     assert info.text.startswith(f"{info.type}: ")
@@ -137,6 +142,18 @@ SECRET = "hunter2"
         f'{{"password": "{SECRET}", "user": "bob"}}',
         f"{{'x-api-key': b'{SECRET}'}}",
         f"Set-Cookie: session={SECRET}; Path=/",
+        f"redis://:un/{SECRET}@db:6379/0",
+        f"redis://bob:un#{SECRET}@db:6379/0",
+        f"https://u:{SECRET}'x@h/",
+        f"[('authorization', 'Bearer {SECRET}'), ('accept', '*/*')]",
+        f"[(b'Authorization', b'Basic {SECRET}')]",
+        f"X-Auth-Token: {SECRET}",
+        f"secret: {SECRET}",
+        f"connect(password=b'{SECRET}')",
+        f'{{"password": "un\\"{SECRET}"}}',
+        f'body: "{{\\"password\\": \\"{SECRET}\\"}}"',
+        f"refused: Bearer {SECRET}.abc",
+        f"httpx.get(url, auth=('bob', '{SECRET}'))",
     ],
 )
 def test_a_password_in_a_text_is_not_shown(text: str) -> None:
@@ -153,6 +170,12 @@ def test_a_password_in_a_text_is_not_shown(text: str) -> None:
         "https://host/path?page=2",
         "mail from bob@example.com",
         "compass=north",
+        "http://host:8080/path?mail=a@b.c",
+        "http://[::1]:8080/a@b",
+        "https://host/@bob",
+        "missing 'password', 'user'",
+        "basic knowledge",
+        "at $.content.token: Expected `str`",
         "",
     ],
 )
@@ -161,10 +184,25 @@ def test_what_is_no_password_is_left_as_it_is(text: str) -> None:
 
 
 def test_to_look_for_passwords_takes_no_time_that_grows_with_the_square() -> None:
-    for text in ("a-" * 100_000, "://" * 60_000, "token" * 40_000, "'token'" * 20_000, "password:" * 20_000):
+    for text in (
+        "a-" * 100_000,
+        "://" * 60_000,
+        "token" * 40_000,
+        "'token'" * 20_000,
+        "password:" * 20_000,
+        "://a:" * 40_000,
+        'password="\\' * 20_000,
+        "\\" * 100_000 + "token",
+        "('token" * 20_000,
+    ):
         began = time.process_time()
         redact(text)
         assert time.process_time() - began < 2
+
+
+def test_a_password_in_a_url_that_is_cut_is_not_shown() -> None:
+    for room in range(MAX_MESSAGE - 60, MAX_MESSAGE):
+        assert SECRET[:3] not in error_info(ValueError("x" * room + f" https://bob:{SECRET}@host/")).message
 
 
 async def test_no_password_of_an_error_reaches_anybody(caplog: pytest.LogCaptureFixture) -> None:

@@ -132,9 +132,9 @@ class Model:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def model_dump(self, *, mode: str) -> Any:
+    def model_dump(self, *, mode: str, by_alias: bool) -> Any:
         if self.data == 5:
-            raise KeyError(mode)
+            raise KeyError(mode, by_alias)
         return self.data
 
     @classmethod
@@ -147,6 +147,13 @@ class Strict(msgspec.Struct):
 
     def __post_init__(self) -> None:
         raise KeyError("never")
+
+
+class Ending(msgspec.Struct):
+    """A type whose own check calls sys.exit."""
+
+    def __post_init__(self) -> None:
+        raise SystemExit(3)
 
 
 class Untold(dict[str, int]):
@@ -219,13 +226,23 @@ def test_what_was_written_of_a_type_comes_back_as_that_type(content: Any) -> Non
     assert decode(encode_event(envelope([content])), list[type(content)]).payload.content == [content]  # type: ignore[misc]
 
 
+def test_an_enum_of_strings_may_be_a_key() -> None:
+    body = encode_event(envelope({Colour.RED: 1}))
+    assert decode(body, dict[Colour, int]).payload.content == {Colour.RED: 1}
+
+
 def test_a_set_of_things_without_an_order_has_a_digest() -> None:
     assert digest_of(wire_event(envelope({1, "a", None})))
 
 
 @pytest.mark.parametrize(
     ("content_type", "why"),
-    [(Model, "KeyError: 'x'"), (Line, "Object missing required field `orders`"), (Strict, "KeyError: 'never'")],
+    [
+        (Model, "KeyError: 'x'"),
+        (Line, "Object missing required field `orders`"),
+        (Strict, "KeyError: 'never'"),
+        (Ending, "SystemExit: 3"),
+    ],
 )
 def test_content_that_its_type_refuses_is_an_error_of_the_entry_whatever_it_raises(content_type: Any, why: str) -> None:
     with pytest.raises(EntryError, match=why):
@@ -239,6 +256,8 @@ def test_a_pydantic_model_goes_in_and_out() -> None:
     body = encode_event(envelope({"invoice": content}))
     assert json.loads(body)["content"] == {"invoice": {"number": 1, "at": "2026-11-30T12:05:00Z", "total": "1.50"}}
     assert decode(body, dict[str, invoice]).payload.content == {"invoice": content}  # type: ignore[valid-type]
+    aliased = pydantic.create_model("Aliased", name=(str, pydantic.Field(alias="fullName")))
+    assert decode(encode_event(envelope(aliased(fullName="x"))), aliased).payload.content == aliased(fullName="x")
     with pytest.raises(EntryError, match=r"number"):
         decode(b'{"content": {"number": "x"}}', invoice)
 
