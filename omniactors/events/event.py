@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
+from msgspec.structs import force_setattr
 
 GAP = "bus.gap"
 """The type of the event that stands where others were lost; its data is `lost, first, last, why`."""
@@ -53,45 +54,54 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check what callers write, and make the data read-only."""
-        if (
-            type(self.data) is ReadOnlyDict
-            and type(self.event_type) is type(self.run_id) is type(self.event_id) is type(self.source) is str
+        if not (
+            type(self.event_type) is type(self.run_id) is type(self.event_id) is type(self.source) is str
             and type(self.timestamp) is float
             and self.event_type
         ):
-            return
-        if not isinstance(self.event_type, str) or not self.event_type:
-            raise ValueError(f"event_type must be a non-empty string, not {self.event_type!r}")
-        # Plain texts and numbers alone: what a subclass thinks of == or of its hash would run where it is published.
-        for name in ("event_type", "run_id", "event_id", "source"):
-            value = getattr(self, name)
-            if not isinstance(value, str):
-                raise TypeError(f"{name} must be a string, not {type(value).__name__}")
-            msgspec.structs.force_setattr(self, name, str.__str__(value))
-        if isinstance(self.timestamp, bool) or not isinstance(self.timestamp, int | float):
-            raise TypeError(f"timestamp must be a number of seconds, not {type(self.timestamp).__name__}")
-        msgspec.structs.force_setattr(self, "timestamp", float(self.timestamp))
-        if type(self.data) is not ReadOnlyDict:
-            if not isinstance(self.data, Mapping):
-                raise TypeError(f"data must be a mapping, not {type(self.data).__name__}")
-            data = dict(self.data)
+            _check_fields(self)
+        data = self.data
+        if type(data) is not ReadOnlyDict:
+            if type(data) is not dict and not isinstance(data, Mapping):
+                raise TypeError(f"data must be a mapping, not {type(data).__name__}")
+            force_setattr(self, "data", _read_only(data))
+
+
+def _check_fields(event: Event) -> None:
+    """Have plain texts and numbers alone: what a subclass thinks of == or of its hash would run where it is published.
+
+    Raises TypeError and ValueError for what is neither.
+    """
+    if not isinstance(event.event_type, str) or not event.event_type:
+        raise ValueError(f"event_type must be a non-empty string, not {event.event_type!r}")
+    for name in ("event_type", "run_id", "event_id", "source"):
+        value = getattr(event, name)
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+        force_setattr(event, name, str.__str__(value))
+    if isinstance(event.timestamp, bool) or not isinstance(event.timestamp, int | float):
+        raise TypeError(f"timestamp must be a number of seconds, not {type(event.timestamp).__name__}")
+    force_setattr(event, "timestamp", float(event.timestamp))
+
+
+def _read_only(data: Mapping[str, Any]) -> ReadOnlyDict:
+    """A copy that its maker cannot change, with the dicts and lists in it, however deep. Other values are what they are."""
+    copy = ReadOnlyDict(data)
+    for value in copy.values():
+        kind = type(value)
+        if kind is dict or kind is list:
             try:
-                data = _frozen(data)
+                return ReadOnlyDict({key: _copied(item) for key, item in copy.items()})
             except RecursionError:  # it holds itself, or is nested deeper than JSON's readers go: not guarded inside
-                data = ReadOnlyDict(data)
-            msgspec.structs.force_setattr(self, "data", data)
+                return copy
+    return copy
 
 
-def _frozen(value: Any) -> Any:  # noqa: ANN401 -- any value is fine
-    """A copy that its maker cannot change: of dicts and lists, however deep. Other values are what they are."""
-    if type(value) is dict:
-        return ReadOnlyDict({key: _frozen(item) if _is_copied(item) else item for key, item in value.items()})
-    return [_frozen(item) if _is_copied(item) else item for item in value]
-
-
-def _is_copied(value: object) -> bool:
+def _copied(value: Any) -> Any:  # noqa: ANN401 -- any value is fine
     kind = type(value)
-    return kind is dict or kind is list
+    if kind is dict:
+        return ReadOnlyDict({key: _copied(item) for key, item in value.items()})
+    return [_copied(item) for item in value] if kind is list else value
 
 
 class Draft(msgspec.Struct, gc=False):
