@@ -85,7 +85,7 @@ def _check_fields(event: Event) -> None:
 
 
 def _read_only(data: Mapping[str, Any]) -> ReadOnlyDict:
-    """A copy that its maker cannot change, with the dicts and lists in it, however deep. Other values are what they are."""
+    """A copy that its maker cannot change, of the dicts and lists in it too. Other values are what they are."""
     copy = ReadOnlyDict(data)
     for value in copy.values():
         kind = type(value)
