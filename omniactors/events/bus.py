@@ -95,8 +95,6 @@ class EventBus:
         """What got the newest offset: to set this is to publish it, and whatever then interrupts is completed later."""
         self._quiet: deque[Draft] = deque()
         """Drafts that came while nobody subscribed, and have no offset yet."""
-        self._fresh: list[Draft] = []
-        """Those among them that have got one, while the histories do not know them yet."""
         self._closed = False
         self._ring = Ring(RING_EVENTS, RING_BYTES)
         self._histories = Histories(history_per_run, max_runs_retained, HISTORY_BYTES)
@@ -331,10 +329,8 @@ class EventBus:
         if newest is not None:
             size = approximate_size(newest)
             self._head = newest.offset
-            while self._quiet and 0 < self._quiet[0].offset <= self._head:
-                self._fresh.append(self._quiet.popleft())
-            self._histories.extend(self._fresh)
-            self._fresh = []
+            if self._quiet and self._quiet[0] is newest:
+                self._quiet.popleft()
             self._ring.repair(newest, size)
             if newest.event_type != GAP:
                 self._histories.repair(newest, size)
@@ -363,22 +359,20 @@ class EventBus:
                 draft.offset = offset = self._head + 1
                 self._newest = draft
                 self._head = offset
+                size = EVENT_BYTES + draft.weight
+                self._ring.append(draft, size)
+                self._histories.append(draft, size)
+                if draft.ends_run:
+                    self._histories.close(draft.run_id)
                 quiet.popleft()
-                self._ring.append(draft, EVENT_BYTES + draft.weight)
-                self._fresh.append(draft)
-        if self._fresh:
-            self._histories.extend(self._fresh)
-            self._fresh = []
 
     def _waiting(self) -> list[Draft]:
         """What waits, as it would be if it were admitted now; nothing is changed, so any thread may ask."""
         while True:
-            head, fresh, quiet = self._head, tuple(self._fresh), tuple(self._quiet)
+            head, quiet = self._head, tuple(self._quiet)
             if head == self._head:
-                return [
-                    *fresh,
-                    *(msgspec.structs.replace(draft, offset=offset) for offset, draft in enumerate(quiet, head + 1)),
-                ]
+                first = quiet[0].offset or head + 1 if quiet else 0  # the first one may be on its way in
+                return [msgspec.structs.replace(draft, offset=offset) for offset, draft in enumerate(quiet, first)]
 
     def _take_draft(self, draft: Draft) -> None:
         if self._closed:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omniactors.events.event import Draft, Event, ReadOnlyDict
@@ -119,35 +118,26 @@ class Histories:
 
     def append(self, event: Kept, size: int) -> None:
         """Keep the event in its run; a run that had ended is open again."""
-        self._keep(event)
+        runs, run_id = self._runs, event.run_id
+        events = runs.get(run_id)
+        if events is None:
+            runs[run_id] = [event]
+            while len(runs) > self._max_runs:
+                _, oldest = runs.popitem(last=False)
+                if self._heavy:
+                    self._forget(oldest)
+        elif not events or event.offset > events[-1].offset:  # else it was kept when an exception interrupted this
+            runs.move_to_end(run_id)
+            events.append(event)
+            excess = len(events) - self._per_run
+            if excess > 0:
+                if self._heavy:
+                    self._forget(events[:excess])
+                del events[:excess]
         if self._closed:
-            self._closed.pop(_closed_key(event.run_id), None)
+            self._closed.pop(_closed_key(run_id), None)
         if size > HEAVY:
             self._weigh_in(event, size)
-
-    def extend(self, drafts: Sequence[Draft]) -> None:
-        """As `append` for each, and `close` where one ends its run; what others push out again is not kept at all."""
-        by_last_use: dict[str, Draft] = {}
-        for draft in reversed(drafts):
-            by_last_use.setdefault(draft.run_id, draft)
-        staying = set(islice(by_last_use, self._max_runs))
-        used: dict[str, int] = {}
-        for index, draft in enumerate(drafts):
-            run_id = draft.run_id
-            if run_id in staying:
-                before = used.get(run_id)
-                if (before is None or index - before > self._max_runs) and run_id in self._runs:
-                    self._drop_if_pushed_out(run_id, drafts, before, index)
-                used[run_id] = index
-                self._keep(draft)
-        for run_id, last in reversed(by_last_use.items()):
-            if last.ends_run:
-                self.close(run_id)
-            else:
-                self._closed.pop(_closed_key(run_id), None)
-        for draft in drafts:
-            if draft.weight > HEAVY:
-                self._weigh_in(draft, draft.weight)
 
     def use(self, run_id: str) -> None:
         """Count the run as used now, so that others are let go before it."""
@@ -180,14 +170,6 @@ class Histories:
         self._heavy_bytes = sum(size for _, size in self._heavy.values())
         self.append(event, size)
 
-    def _drop_if_pushed_out(self, run_id: str, drafts: Sequence[Draft], before: int | None, index: int) -> None:
-        """Forget the run if so many others were used between draft number `before` of it, or earlier, and `index`."""
-        others = {draft.run_id for draft in drafts[0 if before is None else before + 1 : index]}
-        if before is None:
-            others.update(takewhile(lambda other: other != run_id, reversed(self._runs)))
-        if len(others) >= self._max_runs:
-            self._forget(self._runs.pop(run_id))
-
     def _weigh_in(self, event: Kept, size: int) -> None:
         """Note a large event, and let go of the oldest that have no more room, with what is older in their runs."""
         heavy = self._heavy
@@ -206,26 +188,9 @@ class Histories:
         _, size = self._heavy.pop(offset, ("", 0))
         self._heavy_bytes -= size
 
-    def _keep(self, event: Kept) -> None:
-        runs, run_id = self._runs, event.run_id
-        events = runs.get(run_id)
-        if events is None:
-            runs[run_id] = [event]
-            while len(runs) > self._max_runs:
-                self._forget(runs.popitem(last=False)[1])
-        elif not events or event.offset > events[-1].offset:  # else it was kept when an exception interrupted this
-            runs.move_to_end(run_id)
-            events.append(event)
-            excess = len(events) - self._per_run
-            if excess > 0:
-                if self._heavy:
-                    self._forget(events[:excess])
-                del events[:excess]
-
     def _forget(self, events: Sequence[Kept]) -> None:
-        if self._heavy:
-            for event in events:
-                self._weigh_out(event.offset)
+        for event in events:
+            self._weigh_out(event.offset)
 
 
 def _closed_key(run_id: str) -> str | int:
