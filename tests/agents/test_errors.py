@@ -114,7 +114,9 @@ def recursive() -> BaseException:
         return error
 
 
-@pytest.mark.parametrize("make", [Mute, Exiting, Wrong, Talker, lambda: deep(3_000), recursive], ids=repr)
+@pytest.mark.parametrize(
+    "make", [Mute, Exiting, Wrong, Talker, lambda: deep(3_000), recursive], ids=lambda make: make.__name__
+)
 def test_an_error_that_cannot_be_told_well_is_told_as_well_as_it_can(make: Callable[[], BaseException]) -> None:
     info = error_info(make())
     assert info.text.startswith(f"{info.type}: ")
