@@ -28,12 +28,14 @@ _STANDARD = sysconfig.get_path("stdlib") + os.sep
 def user_traceback(error: BaseException) -> str:
     """The error as Python prints it, in the user's own frames and those of their libraries.
 
-    An error that never was in any code of the user's keeps all its frames: it is ours to understand.
+    An error that never was in any code of the user's keeps all its frames: it is ours to understand. That of which
+    only the message is of use is given without a traceback of its own.
     """
     shown = traceback.TracebackException.from_exception(error)
-    for part in _parts(shown):
-        frames = [frame for frame in part.stack if not frame.filename.startswith(_MACHINERY)]
-        if frames:
+    parts = list(_parts(shown))
+    theirs = [[frame for frame in part.stack if not frame.filename.startswith(_MACHINERY)] for part in parts]
+    if any(theirs):
+        for part, frames in zip(parts, theirs, strict=True):
             # What of the standard library led to their code is of no more help, as contextlib's __aenter__.
             own = list(dropwhile(_is_standard, frames))
             part.stack = traceback.StackSummary.from_list(own or frames)

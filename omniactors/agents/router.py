@@ -186,7 +186,7 @@ class Router(Actor[Any]):
             key, passes = entry.key, entry.deliveries - entry.attempts
             is_other = others is None or others.get((key.topic, key.agent), set()) - {subscription.fingerprint}
             if passes > MAX_PASSES or not is_other or readable(entry) is None:
-                self._bury(subscription, entry, "decode", error_info(error))
+                self._bury(subscription, entry, "decode", error_info(error.with_traceback(None)))
                 continue
             if passes == 1:
                 logger.warning(

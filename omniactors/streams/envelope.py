@@ -201,10 +201,10 @@ def check_webhook(url: object) -> None:
     """Raise EnvelopeError unless a result can be posted to `url`: http or https, a host, and a port if it names one."""
     why = "it is no text" if not isinstance(url, str) else _trouble_of(url)
     if why is not None:
-        shown = url
-        if isinstance(url, str):
-            shown = redact(url if "@" not in url else f"{url.partition('://')[0]}://***")
-        raise EnvelopeError(f"webhook must be an http:// or https:// URL, not {shown!r}: {why}")
+        shown = f"{url!r}"
+        if "@" in shown:  # what stands before it may be a password, in whatever form
+            shown = f"***@{shown.rpartition('@')[2]}"
+        raise EnvelopeError(f"webhook must be an http:// or https:// URL, not {redact(shown)}: {why}")
 
 
 # Few receivers get many results.
@@ -476,9 +476,10 @@ class EventDecoder(Generic[Content]):
                 delivery_attempts=attempts,
                 deliveries=max(attempts, deliveries),
             )
-        except (Exception, SystemExit) as error:  # the content's type may run code of users, which may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- the type of the content may run code of users
             kind = "" if isinstance(error, msgspec.MsgspecError | EnvelopeError) else f"{type(error).__name__}: "
-            raise EntryError(f"the entry is no event that this agent can read: {kind}{error}") from error
+            cause = error if kind else error.__cause__  # it tells all that is to be told itself
+            raise EntryError(f"the entry is no event that this agent can read: {kind}{error}") from cause
 
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}:,]')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -70,6 +71,40 @@ async def test_a_dead_event_says_why_with_the_frames_of_the_users_own_code(caplo
     assert trace[-1] == "KeyError: 'nope'"
     assert text.count('File "') == 1
     assert letter.traceback.count('File "') == 1
+
+
+class Wrong(msgspec.Struct):
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number == 1:
+            raise KeyError("one")
+        if self.number == 3:
+            raise ValueError("three")
+
+
+class Unwritable(Agent, topic="unwritable", name="unwritable"):
+    async def handle(self, event: EventEnvelope[Wrong]) -> object:
+        return object()
+
+
+@pytest.mark.parametrize(
+    ("content", "frames", "end"),
+    [
+        ({"number": 1}, 1, "this agent can read: KeyError: 'one'"),
+        ({"number": 3}, 1, "three - at `$.content`"),
+        ({"number": "x"}, 0, "Expected `int`, got `str` - at `$.content.number`"),
+        ({"number": 2}, 0, "content is not JSON at $: an object is no JSON value"),
+    ],
+)
+async def test_what_cannot_be_read_or_written_is_told_without_our_own_frames(
+    content: object, frames: int, end: str
+) -> None:
+    async with running(Unwritable) as omni:
+        with pytest.raises(TaskFailed) as failed:
+            await omni.wait_result(await omni.publish("unwritable", content))
+    assert failed.value.traceback.count('File "') == frames
+    assert failed.value.traceback.rstrip().endswith(end)
 
 
 async def test_an_event_that_is_rejected_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

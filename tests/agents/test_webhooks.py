@@ -214,6 +214,15 @@ async def test_a_receiver_that_drips_its_head_has_failed_when_its_time_is_over(d
         await until(lambda: not omni.running_tasks()["webhooks"])
 
 
+@pytest.mark.parametrize("url", ["//u:S@h", "u:S@h", "http:/u:S@h", "ftp://u:S@h", "http://u:S@", b"http://u:S@h"])
+def test_a_refused_webhook_is_named_without_its_password(url: Any) -> None:
+    secret = "hunter2"
+    named: Any = url.replace(b"S", secret.encode()) if isinstance(url, bytes) else url.replace("S", secret)
+    with pytest.raises(EnvelopeError, match=r"not \*\*\*@") as refused:
+        PayloadBase(content=1, webhook=named)
+    assert secret not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
