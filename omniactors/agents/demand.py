@@ -128,13 +128,14 @@ class Demand(Lane):
         lanes = {feed.subscription.lane for feed in self._feeds.values()} | {each.lane for each in self._suspected}
         if any(lane.held > lane.suspects for lane in lanes):
             return
-        for suspected in list(self._suspected):
-            if suspected.lane.suspects:
-                self._is_shut = True
-                suspected.lane.begin_suspect()
-                return
-            del self._suspected[suspected]
-        self.relent()
+        found = [(suspect, each.lane) for each in self._suspected if (suspect := each.lane.next_suspect())]
+        if not found:
+            self._suspected.clear()
+            self.relent()
+            return
+        self._is_shut = True
+        suspect, lane = min(found, key=lambda pair: pair[0].crashes)
+        lane.begin_suspect(suspect)
 
     def add(self, subscription: Subscription) -> None:
         """Fetch for this agent too; anew, when it is here already."""

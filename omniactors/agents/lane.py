@@ -6,7 +6,7 @@ Bounded by credit: the router never takes more from a stream than the lane has r
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -40,6 +40,13 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     size: int = 0
 
 
+class Suspect(NamedTuple):
+    """An event that may end its process, and how often that has happened."""
+
+    crashes: int
+    delivery: Delivery
+
+
 class EventLane(Lane):
     """The events that one agent holds. Its instances pull; events of one ordering key wait for each other.
 
@@ -61,7 +68,7 @@ class EventLane(Lane):
         self._on_room = on_room
         self._queue: deque[Delivery] = deque()
         self._busy: dict[str, deque[Delivery]] = {}
-        self._suspects: deque[Delivery] = deque()
+        self._suspects: list[Suspect] = []
         self._seconds: float | None = None
         """What one event takes a handler, lately; None before the first."""
         self._streak = 0
@@ -109,14 +116,26 @@ class EventLane(Lane):
         self._size = max(self._size, delivery.size)
         self._enqueue(delivery)
 
-    def put_suspect(self, delivery: Delivery) -> None:
+    def put_suspect(self, suspect: Suspect) -> None:
         """Take in an event that is to be handled with nothing beside it; it waits for `begin_suspect`."""
         self.held += 1
-        self._suspects.append(delivery)
+        self._suspects.append(suspect)
 
-    def begin_suspect(self) -> None:
-        """Nothing else is at work: the suspect that waited longest may go."""
-        self._enqueue(self._suspects.popleft())
+    def next_suspect(self) -> Suspect | None:
+        """The one with the fewest crashes, of each ordering key the first; among equals the one that waited longest.
+
+        So deaths that come from outside, again and again, do not meet the same innocent each time.
+        """
+        firsts: dict[object, Suspect] = {}
+        for suspect in self._suspects:
+            delivery = suspect.delivery
+            firsts.setdefault(delivery.key if delivery.ordering is None else delivery.ordering, suspect)
+        return min(firsts.values(), key=_crashes, default=None)
+
+    def begin_suspect(self, suspect: Suspect) -> None:
+        """Nothing else is at work: this one may go."""
+        self._suspects.remove(suspect)
+        self._enqueue(suspect.delivery)
 
     @property
     def has_work(self) -> bool:
@@ -171,7 +190,7 @@ class EventLane(Lane):
 
     def clear(self) -> list[Delivery]:
         """Take out everything that no handler has begun; it still counts as held until it is settled."""
-        waiting = [*self.clear_others(), *self._suspects]
+        waiting = [*self.clear_others(), *(suspect.delivery for suspect in self._suspects)]
         self._suspects.clear()
         return waiting
 
@@ -205,3 +224,7 @@ class EventLane(Lane):
             self._settled_since = 0
             self._rate_time = now
             self._size = self._size * 9 // 10
+
+
+def _crashes(suspect: Suspect) -> int:
+    return suspect.crashes

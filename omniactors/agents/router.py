@@ -13,6 +13,7 @@ import trio
 from omniactors.actors.actor import Actor
 from omniactors.agents.agenda import Agenda
 from omniactors.agents.attempt import error_info, is_from_terminal
+from omniactors.agents.lane import Suspect
 from omniactors.agents.settler import Job, severity
 from omniactors.agents.subscription import readable
 from omniactors.backoff import Backoff
@@ -127,6 +128,7 @@ class Router(Actor[Any]):
             for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
                 if is_owner:
                     self._hand_out(subscription, entry, read)
+        self._demand.advance()
         misfits, self._misfits = self._misfits, []
         if misfits:
             await self._pass_on(misfits)
@@ -168,7 +170,7 @@ class Router(Actor[Any]):
         elif isinstance(read, EntryError):
             self._misfits.append((subscription, entry, read))
         elif crashes >= SUSPECT_CRASHES:
-            self._isolate(subscription, read)
+            self._isolate(subscription, Suspect(crashes, read))
         elif self._demand.is_shut:
             subscription.lane.held += 1
             self._services.settler.give_back(subscription.lane, [read.key])
@@ -209,11 +211,10 @@ class Router(Actor[Any]):
                 readers.setdefault(group, set()).add(reads)
         return readers
 
-    def _isolate(self, subscription: Subscription, suspect: Delivery) -> None:
+    def _isolate(self, subscription: Subscription, suspect: Suspect) -> None:
         """Have a suspect handled when nothing else is at work in this process."""
         subscription.lane.put_suspect(suspect)
         self._clear(self._demand.isolate(subscription))
-        self._demand.advance()
         self._suspect_came.set()
 
     def _clear(self, subscriptions: list[Subscription]) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from omniactors import Agent, EventEnvelope, OmniActors, PayloadBase
 from omniactors.agents.demand import Demand
-from omniactors.agents.lane import Delivery
+from omniactors.agents.lane import Delivery, Suspect
 from omniactors.streams.settlement import EntryKey
 from tests.agents.faulty import Scene
 from tests.agents.test_demand import agent
@@ -224,6 +224,63 @@ def test_an_event_whose_process_is_stopped_again_and_again_from_outside_is_not_t
     assert trio.run(handled) == ([], 1)
 
 
+KILLED = """
+import os, signal, sys
+import trio
+from omniactors import Agent, EventEnvelope, OmniActors
+
+url = sys.argv[1]
+ours, theirs = os.pipe()
+
+
+class Innocent(Agent, topic="innocent", name="innocent", concurrency=8):
+    async def handle(self, event: EventEnvelope[int]) -> None:
+        os.write(theirs, b"!")
+        await trio.sleep_forever()
+
+
+async def live():
+    omni = OmniActors(url)
+    omni.add(Innocent)
+    await omni.run(tell=lambda line: None)
+
+
+for number in range(10):
+    process = os.fork()
+    if process == 0:
+        try:
+            trio.run(live)
+        finally:
+            os._exit(0)
+    for _ in range(8 if number < 3 else 1):
+        os.read(ours, 1)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+"""
+"""Ten times a process is killed from outside while it handles the same eight events, of which none is to blame."""
+
+
+def test_kills_from_outside_put_nobody_away_who_was_not_alone_each_time(url: str) -> None:
+    async def publish() -> None:
+        omni = OmniActors(url)
+        await omni.publish_batch([("innocent", number) for number in range(8)])
+        await omni.shutdown()
+
+    async def found() -> tuple[list[object], list[int]]:
+        omni = OmniActors(url)
+        letters = await omni.streams.dlq("innocent")
+        lengths = [stream.length for stream in await omni.streams.list()]
+        await omni.shutdown()
+        return [*letters], lengths
+
+    trio.run(publish)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, url], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert trio.run(found) == ([], [8])
+
+
 class TestAlone:
     """A suspect is handled when nothing else is at work in its process."""
 
@@ -232,7 +289,7 @@ class TestAlone:
         suspected, other = agent(demand, "a"), agent(demand, "b")
         other.lane.held = 2
         assert set(demand.isolate(suspected)) == {suspected, other}
-        suspected.lane.put_suspect(DELIVERY)
+        suspected.lane.put_suspect(Suspect(3, DELIVERY))
         demand.advance()
         assert demand.take() is None
         assert suspected.lane.take() is None
@@ -247,7 +304,7 @@ class TestAlone:
         demand = Demand()
         suspected = agent(demand, "a")
         demand.isolate(suspected)
-        suspected.lane.put_suspect(DELIVERY)
+        suspected.lane.put_suspect(Suspect(3, DELIVERY))
         assert suspected.lane.clear() == [DELIVERY]
         suspected.lane.settled(1, 0.0)
         assert not demand.is_shut
@@ -258,7 +315,7 @@ class TestAlone:
         one, other = agent(demand, "a"), agent(demand, "b")
         for suspected in (one, other):
             demand.isolate(suspected)
-            suspected.lane.put_suspect(DELIVERY)
+            suspected.lane.put_suspect(Suspect(3, DELIVERY))
         demand.advance()
         assert (one.lane.take(), other.lane.take()) == (DELIVERY, None)
         one.lane.settled(1, 0.0)
@@ -267,13 +324,39 @@ class TestAlone:
         other.lane.settled(1, 0.0)
         assert demand.take() is not None
 
+    def test_the_suspect_with_the_fewest_crashes_goes_first_but_not_ahead_of_its_key(self) -> None:
+        demand = Demand()
+        one, other = agent(demand, "a"), agent(demand, "b")
+        first, second, third = (
+            Delivery(EntryKey("a", "a", f"{number}-1"), DELIVERY.event, ordering)
+            for number, ordering in enumerate(("key", "key", None))
+        )
+        for suspected, suspect in (
+            (one, Suspect(4, first)),
+            (one, Suspect(3, second)),
+            (other, Suspect(4, third)),
+            (other, Suspect(3, DELIVERY)),
+        ):
+            demand.isolate(suspected)
+            suspected.lane.put_suspect(suspect)
+        begun = []
+        for _ in range(4):
+            demand.advance()
+            for suspected in (one, other):
+                while (delivery := suspected.lane.take()) is not None:
+                    begun.append(delivery)
+                    suspected.lane.handled(delivery, None)
+                    suspected.lane.settled(1, 0.0)
+                    demand.advance()
+        assert begun == [DELIVERY, first, second, third]
+
     def test_others_have_their_turn_when_a_suspect_waits_for_too_long(self) -> None:
         """A handler that is at work may wait for the result of what is not fetched meanwhile."""
         demand = Demand()
         suspected, busy = agent(demand, "a"), agent(demand, "b")
         busy.lane.held = 1
         demand.isolate(suspected)
-        suspected.lane.put_suspect(DELIVERY)
+        suspected.lane.put_suspect(Suspect(3, DELIVERY))
         demand.advance()
         demand.relent()
         assert demand.take() is not None
