@@ -312,15 +312,21 @@ class Cell:
 
     async def _work_off(self, lane: Lane) -> bool:
         """Handle items until something else is to be done first; False when there was none."""
-        is_busy = False
+        is_busy, actor, queues = False, self._actor, self._queues
         while not self._asked and not self._has_attention and (message := lane.take()) is not None:
-            is_busy = True
-            self._parker.turn_to(lane)
-            await self._actor.__work__(message)
-            self._note_handled()
-            await self._clean_context()
-            if any(queue.messages for queue in self._queues) or self._is_slice_over():
+            if not is_busy:
+                is_busy = True
+                self._parker.turn_to(lane)
+            await actor.__work__(message)
+            if self._snapshots is not None or self._timers is not None:
+                self._note_handled()
+            if not self._is_clean():
+                await self._renew_context()
+            if time.perf_counter() >= self._slice_end:
                 break
+            for queue in queues:
+                if queue.messages:
+                    return True
         return is_busy
 
     async def _drain(self, queue: MailboxQueue) -> None:
@@ -377,13 +383,12 @@ class Cell:
         self._batch_size = min(BATCH, 2 * self._batch_size)
         return True
 
-    async def _clean_context(self) -> None:
+    def _is_clean(self) -> bool:
+        """Whether the context is as it was before the handlers."""
         try:
-            is_clean = self._context == self._base
+            return self._context == self._base
         except Exception:  # noqa: BLE001 -- as above
-            is_clean = False
-        if not is_clean:
-            await self._renew_context()
+            return False
 
     async def _renew_context(self) -> None:
         """Go on in a copy of the context as it was before the handlers: trio takes another one at each turn."""
@@ -489,7 +494,8 @@ class Cell:
         await self._handler_of(message)(self._actor, message)
         if self._snapshots is not None:
             self._snapshots.take(self._actor.snapshot())
-        await self._clean_context()
+        if not self._is_clean():
+            await self._renew_context()
 
     async def _deliver(self, message: object, is_wanted: Callable[[], bool]) -> None:
         if is_wanted():

@@ -85,6 +85,14 @@ def fingerprint(content: Any) -> str:  # noqa: ANN401 -- any type form
     return hashlib.blake2b(_ADDRESS.sub("", text).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
+def runs_code(content: Any) -> bool:  # noqa: ANN401 -- any type form
+    """Whether to read content as this type may run code of users: where it is made of a class, for all we know."""
+    try:
+        return any(hasattr(part, "cls") for part in _parts(type_info(content)))
+    except Exception:  # noqa: BLE001 -- as above
+        return True
+
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _NO_KEYS = (

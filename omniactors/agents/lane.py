@@ -114,7 +114,8 @@ class EventLane(Lane):
         """Take in an event that was fetched with this lane's credit."""
         self.held += 1
         self._size = max(self._size, delivery.size)
-        self._enqueue(delivery)
+        self._queue.append(delivery)
+        self.wake_one()
 
     def put_suspect(self, suspect: Suspect) -> None:
         """Take in an event that is to be handled with nothing beside it; it waits for `begin_suspect`."""
@@ -135,7 +136,8 @@ class EventLane(Lane):
     def begin_suspect(self, suspect: Suspect) -> None:
         """Nothing else is at work: this one may go."""
         self._suspects.remove(suspect)
-        self._enqueue(suspect.delivery)
+        self._queue.append(suspect.delivery)
+        self.wake_one()
 
     @property
     def has_work(self) -> bool:
@@ -209,10 +211,6 @@ class EventLane(Lane):
         self._suspects.clear()
         self._queue.clear()
         self._busy.clear()
-
-    def _enqueue(self, delivery: Delivery) -> None:
-        self._queue.append(delivery)
-        self.wake_one()
 
     def _measure(self, count: int, now: float) -> None:
         self._settled_since += count

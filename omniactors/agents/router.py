@@ -135,9 +135,11 @@ class Router(Actor[Any]):
         return counts
 
     def _read(self, subscription: Subscription, entry: Entry) -> Delivery | EntryError:
-        """The entry as its agent reads it: that is code of users too, and may end the process as a handler may."""
+        """The entry as its agent reads it: where that is code of users, it may end the process as a handler may."""
         if entry.crashes >= MAX_CRASHES:
             return EntryError("not read: it may end the process")
+        if not subscription.runs_code:
+            return subscription.read(entry)
         in_hand = self._services.backend.in_hand
         row = in_hand.begin(entry.key)
         try:

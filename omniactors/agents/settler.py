@@ -152,6 +152,8 @@ class Settler:
             return [error] * len(settlements)
 
     def _fate(self, job: Job, *, is_written: bool) -> Fate:
+        if is_written and not self._unknown:
+            return "committed"
         was_unknown = job.settlement.key in self._unknown
         self._unknown.discard(job.settlement.key)
         return "committed" if is_written else "unconfirmed" if was_unknown else "late"

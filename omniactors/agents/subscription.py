@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omniactors.agents.annotations import fingerprint
+from omniactors.agents.annotations import fingerprint, runs_code
 from omniactors.agents.lane import Delivery, EventLane
 from omniactors.errors import AgentError, EntryError
 from omniactors.streams.envelope import EventDecoder, glimpse
@@ -67,6 +67,8 @@ class Subscription:
         self.services = services
         self.lane = EventLane(options.capacity, options.concurrency, lambda: on_room(self))
         self.fingerprint = fingerprint(content_type)
+        self.runs_code = runs_code(content_type) or callable(options.key)
+        """Whether to read an event may run code of users."""
         self._decoder: EventDecoder[Any] = EventDecoder(content_type)
 
     @property

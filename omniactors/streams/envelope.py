@@ -240,29 +240,24 @@ def _is_host(host: str) -> bool:
         return False
 
 
-def check_content(value: object, path: str = "$") -> None:
-    """Raise ContentError, with the path, where `value` has no form in JSON.
+def check_content(value: object, room: int = MAX_DEPTH) -> None:
+    """Raise ContentError, with the path, where `value` has no form in JSON, or is nested more deeply than `room`.
 
     It has one when it is str, int, float, bool, None, a dict with string keys, a list or a tuple; and
     when msgspec gives it one: dataclasses, its own structs, attrs classes, enums, sets, dates and
     times, UUIDs, decimals, bytes. A model that can `model_dump(mode="json")`, as pydantic's, has the form
     that it dumps. NaN and the infinities have none (RFC 8259, section 6).
     """
-    _check_within(MAX_DEPTH, value, path)
-
-
-def _check_within(room: int, value: object, path: str = "$") -> None:
-    """As `check_content`, for what may be nested so deeply."""
     if type(value) in _PLAIN:
         return
     try:
-        _check(value, path, room)
+        _check(value, "$", room)
     except ContentError:
         raise
     except RecursionError:
-        raise ContentError(path, "it is nested too deeply, or holds itself") from None
+        raise ContentError("$", "it is nested too deeply, or holds itself") from None
     except (Exception, SystemExit) as error:  # what is looked at may run code of its own
-        raise ContentError(path, f"it cannot be read: {type(error).__name__}: {error}") from error
+        raise ContentError("$", f"it cannot be read: {type(error).__name__}: {error}") from error
 
 
 _PLAIN = frozenset({str, bool, int, type(None)})
@@ -407,7 +402,7 @@ def check_event(event: WireEvent[Any]) -> None:
 def write_event(event: WireEvent[Any]) -> bytes:
     """An event that was checked, as it is written to a stream; raises ContentError when its content is no JSON."""
     is_internal = event.topic is not None and event.topic.startswith(INTERNAL_PREFIX)
-    _check_within(MAX_DEPTH + _WRAPPING if is_internal else MAX_DEPTH, event.content)
+    check_content(event.content, MAX_DEPTH + _WRAPPING if is_internal else MAX_DEPTH)
     return encode_json(event)
 
 

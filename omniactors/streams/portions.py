@@ -43,6 +43,6 @@ def publication_weight(publication: Publication) -> int:
 
 def settlement_weight(settlement: Settlement) -> int:
     """Bytes that it takes, about."""
-    record = settlement.result
-    weight = sum(map(publication_weight, settlement.publications))
-    return weight + len(record.result) if record is not None and isinstance(record.result, msgspec.Raw) else weight
+    record, publications = settlement.result, settlement.publications
+    weight = len(record.result) if record is not None and type(record.result) is msgspec.Raw else 0
+    return weight + sum(map(publication_weight, publications)) if publications else weight
