@@ -61,7 +61,7 @@ async def attempt(agent: Handler, delivery: Delivery, subscription: Subscription
     services, options, event = subscription.services, subscription.options, delivery.event
     in_hand = services.backend.in_hand
     row = in_hand.begin(delivery.key)
-    current = CurrentEvent(event, subscription.name, in_hand, row)
+    current = CurrentEvent(event, subscription.name, in_hand, row, store=services.backend.location)
     token, run = current_event.set(current), enter_run(event.correlation_id or event.id)
     error: Exception | None = None
     succeeded_in: float | None = None

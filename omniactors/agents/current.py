@@ -34,10 +34,22 @@ class Derived(NamedTuple):
 class CurrentEvent:
     """One try of one event, and what its handler has published so far."""
 
-    __slots__ = ("_alike", "agent", "ends_process", "event", "in_hand", "is_over", "publications", "row", "topics")
+    __slots__ = (
+        "_alike",
+        "agent",
+        "ends_process",
+        "event",
+        "in_hand",
+        "is_over",
+        "publications",
+        "row",
+        "store",
+        "topics",
+    )
 
-    def __init__(self, event: EventEnvelope[Any], agent: str, in_hand: InHand, row: int) -> None:
+    def __init__(self, event: EventEnvelope[Any], agent: str, in_hand: InHand, row: int, *, store: str) -> None:
         self.event = event
+        self.store = store
         self.agent = agent
         self.in_hand = in_hand
         self.row = row
@@ -58,8 +70,10 @@ class CurrentEvent:
             self.publications = []
         self.publications.append(publication)
 
-    def published(self, topic: str) -> None:
-        """The handler has published to this topic, at once."""
+    def published(self, topic: str, store: str) -> None:
+        """The handler has published to this topic of that store, at once; what is elsewhere is no reply."""
+        if store != self.store:
+            return
         if self.topics is None:
             self.topics = set()
         self.topics.add(topic)

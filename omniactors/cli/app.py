@@ -30,6 +30,7 @@ from omniactors.cli.output import (
 )
 from omniactors.cli.run import run
 from omniactors.cli.watch import watch
+from omniactors.redaction import redact
 from omniactors.settings import read_settings
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ def _tell(error: OmniActorsError) -> None:
     if isinstance(error, OutputClosed | OutputFailed):
         forget(sys.stdout)
     elif wants_json(sys.argv[1:]):
-        _document(str(error), type(error).__name__)
+        _document(redact(str(error)), type(error).__name__)
     if isinstance(error, UserCodeError):
-        stderr().print(Text(error.report), end="", soft_wrap=True)
+        stderr().print(Text(redact(error.report)), end="", soft_wrap=True)
     if not isinstance(error, OutputClosed):
-        complain(str(error))
+        complain(redact(str(error)))
 
 
 def _document(error: str, kind: str) -> None:

@@ -32,7 +32,7 @@ class Gateway:
     pid: int | None = None
 
     def __str__(self) -> str:
-        host = urlsplit(self.url).netloc
+        host = urlsplit(self.url).netloc.rpartition("@")[2]
         return host if self.pid is None else f"{host} (pid {self.pid})"
 
 

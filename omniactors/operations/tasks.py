@@ -85,7 +85,7 @@ class TaskOperations:
                 derived.take_back()
             raise
         if current is not None:
-            current.published(publication.topic)
+            current.published(publication.topic, self._backend.location)
         self._bus.publish_draft(published_draft(publication, is_duplicate=published.duplicate))
         return publication.task_id
 
@@ -148,7 +148,7 @@ class TaskOperations:
             )
             if current is not None:
                 for publication in chunk:
-                    current.published(publication.topic)
+                    current.published(publication.topic, self._backend.location)
             published += [publication.task_id for publication in chunk]
         if failed:
             raise BatchFailed(tuple(published), failed)

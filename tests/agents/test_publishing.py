@@ -23,11 +23,12 @@ from omniactors import (
     StreamFull,
     TaskFailed,
 )
-from omniactors.settings import MemoryUrl
+from omniactors.settings import MemoryUrl, SqliteUrl
 from tests.agents.support import QUICK, in_memory, running, until, watching
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 class Splitter(Agent, topic="split", retry=QUICK):
@@ -265,6 +266,22 @@ async def test_a_handler_that_publishes_to_its_reply_topic_in_whatever_way_has_r
         await omni.publish("audit", "end", delay=0.05)
         await until(lambda: "end" in Audit.seen)
     assert Audit.seen == ["own", "end"]
+
+
+async def test_who_publishes_to_a_topic_of_that_name_in_another_store_has_not_replied(
+    omni: OmniActors, tmp_path: Path
+) -> None:
+    Audit.seen = []
+
+    class Bridge(Agent, topic="one", name="bridge"):
+        async def handle(self, event: EventEnvelope[str]) -> str:
+            await elsewhere.publish("audit", event.payload.content)
+            return "reply"
+
+    elsewhere = OmniActors(settings=Settings(backend=SqliteUrl(tmp_path / "elsewhere.db")))
+    async with elsewhere, started(omni, Bridge, Audit):
+        await omni.publish("one", "x", reply_to="audit")
+        await until(lambda: Audit.seen == ["reply"])
 
 
 async def test_publish_outside_of_handle_belongs_to_nothing() -> None:

@@ -211,3 +211,23 @@ def test_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
     assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("watch", "--url", "http://bob:hunter2@127.0.0.1:1"),
+        ("watch", "--url", "http://bob:hun/ter2@127.0.0.1:1"),
+        ("watch", "--url", "ftp://bob:hunter2@host"),
+        ("run", "http://bob:hunter2@host"),
+        ("run", "broken.py"),
+        ("task", "publish", "-t", "t", "-c", "1", "--webhook", "bob:hunter2@host"),
+    ],
+)
+def test_what_is_refused_is_told_without_the_password_in_it(
+    cli: Cli, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "broken.py").write_text("raise OSError('postgres://bob:hunter2@db refuses')")
+    done = cli(*arguments)
+    assert done.code != 0
+    assert "ter2" not in done.stdout + done.stderr
