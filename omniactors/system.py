@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from omniactors.actors.incarnation import Incarnation
-    from omniactors.actors.refs import ActorRef
+    from omniactors.actors.refs import ActorRef, ChildRef
     from omniactors.actors.supervisor import Supervisor
     from omniactors.actors.trees import Subtree
     from omniactors.agents.agent import Agent
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
     from omniactors.streams.envelope import EventEnvelope
 
 EDGE_BACKOFF = Backoff(initial=0.1, maximum=5.0)
+STEADY = 6.0
+"""Seconds after which an edge that was started again counts as back: one that fails as before has given up by then."""
 
 logger = logging.getLogger("omniactors.system")
 
@@ -422,15 +424,27 @@ class OmniActors:
             problem = described(error_info(_innermost(failure)))
             self._gateway_url = None
             logger.error("the gateway is down: %s; work goes on, and it is tried again in %g s", problem, pause)
-            self.bus.publish(Event(event_type="gateway.down", data={"reason": problem, "next_in": pause}))
             await self._announce(problem)
+            with suppress(Exception):  # this task is the cure, also of a bus that is broken
+                self.bus.publish(Event(event_type="gateway.down", data={"reason": problem, "next_in": pause}))
             await trio.sleep(pause)
             begun = trio.current_time()
             with suppress(SupervisionError):
                 await supervisor.restart_child("edge")
+                await self._vouch(edge, problem)
+
+    async def _vouch(self, edge: ChildRef, problem: str) -> None:
+        """Say that an edge that was started again is back, once it has run for a while; returns also when it ends."""
+        await self._announce(problem)  # with the address: whoever comes there may find somebody
+        pause = STEADY
+        while True:
+            with trio.move_on_after(pause):
+                await edge.wait_stopped()
+                return
+            if await self._announce(None):
                 logger.warning("the gateway is back")
-                while edge.status == "running" and not await self._announce(None):  # noqa: ASYNC110 -- nothing tells
-                    await trio.sleep(CURE.maximum)
+                return
+            pause = CURE.maximum
 
     async def _announce(self, problem: str | None) -> bool:
         """Have the store know where the gateway is, or why it is down; whether it does."""

@@ -117,7 +117,7 @@ class Policy:
         if parts.netloc.lower() == (head.header("host") or "").lower():
             return True
         ours = is_loopback(self.host) and is_loopback(parts.hostname) and port == self.port
-        return ours or parts.hostname in map(_bare, self.allowed_hosts)
+        return ours or _bare(parts.hostname) in map(_bare, self.allowed_hosts)
 
 
 def offered_token(head: Head) -> str | None:
@@ -149,7 +149,13 @@ def _is_address(name: str) -> bool:
 
 
 def _bare(host: str) -> str:
-    return host.strip().lower().removeprefix("[").removesuffix("]").rstrip(".")
+    """A name as it is compared: in lower case, and an address in the one of its spellings that Python chooses."""
+    name = host.strip().lower().removeprefix("[").removesuffix("]").rstrip(".")
+    try:
+        address = ipaddress.ip_address(name.replace("%25", "%"))  # a zone (RFC 6874)
+    except ValueError:
+        return name
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _host_name(authority: str | None) -> str | None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_PORT = 65_535
 
 SPARE = 32
-"""Connections beyond the limit that are told so at the same time; further ones wait until there is room to."""
+"""Connections beyond the limit that are told so at the same time, at most; further ones wait for room."""
 
 ACCEPT_PAUSE = 0.1
 """Seconds until the next try when the machine cannot take a connection, for want of files or memory."""
@@ -83,7 +83,7 @@ async def serve(
     host = host.removeprefix("[").removesuffix("]")
     if not is_loopback(host) and not token:
         raise GatewayError(f"listening on {host!r}, which others can reach, needs a token")
-    names = (*config.allowed_hosts, *parse_hosts(allowed_hosts, "allowed_hosts"))
+    names = (*parse_hosts(config.allowed_hosts, "allowed_hosts"), *parse_hosts(allowed_hosts, "allowed_hosts"))
     listeners = await _listen(host, port)
     address = _address(host, listeners[0])
     policy = Policy(host=address.host, port=address.port, token=token or None, allowed_hosts=names)
@@ -108,8 +108,8 @@ class Connections:
         self._cache = EventCache(max_bytes=config.cache_bytes)
         self._bodies = Budget(config.max_bodies)
         self._messages = Budget(config.max_messages)
-        self._limit = _connection_limit(config)
-        self._room = trio.Semaphore(self._limit + SPARE)
+        self._limit, spare = _connection_limits(config)
+        self._room = trio.Semaphore(self._limit + spare)
         self._wires: set[Wire] = set()
         self._complaints = _Complaints()
         self._stopping = trio.Event()
@@ -333,12 +333,18 @@ def _handshake(head: Head, subprotocol: str | None) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _connection_limit(config: GatewayConfig) -> int:
-    """How many connections there may be: the store, the agents and everybody else need files of the process too."""
+def _connection_limits(config: GatewayConfig) -> tuple[int, int]:
+    """How many connections there may be, and how many more, to be told so.
+
+    Together they have half of the process' files: the store, the agents and everybody else need some too.
+    """
     if sys.platform == "win32":
-        return config.max_connections
+        return config.max_connections, SPARE
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return config.max_connections if soft == resource.RLIM_INFINITY else max(1, min(config.max_connections, soft // 2))
+    if soft == resource.RLIM_INFINITY:
+        return config.max_connections, SPARE
+    spare = max(1, min(SPARE, soft // 8))
+    return max(1, min(config.max_connections, soft // 2 - spare)), spare
 
 
 def _listed(header: str | None) -> list[str]:

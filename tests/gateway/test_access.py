@@ -11,6 +11,8 @@ from omniactors.gateway.access import Head, Policy, is_loopback, offered_token
 LOOPBACK = Policy(host="127.0.0.1", port=8000)
 OPEN = Policy(host="0.0.0.0", port=8000, token="secret", allowed_hosts=("omni.example",))  # noqa: S104 -- nothing is bound
 
+BEHIND = Policy(host="::1", port=8000, allowed_hosts=("[fd00::7]", "10.0.0.7", "OMNI.example."))
+
 
 def head(
     path: str = "/", *, method: str = "GET", query: str = "", host: str | None = "127.0.0.1:8000", **headers: str
@@ -27,6 +29,16 @@ def head(
         (LOOPBACK, "localhost:9999", None),
         (LOOPBACK, "LOCALHOST.:8000", None),
         (LOOPBACK, "[::1]:8000", None),
+        (LOOPBACK, "[0:0:0:0:0:0:0:1]:8000", None),
+        (LOOPBACK, "[::ffff:127.0.0.1]:8000", None),
+        (LOOPBACK, "[::FFFF:7F00:1]", None),
+        (LOOPBACK, "[::ffff:10.0.0.1]", 403),
+        (LOOPBACK, "[::1%25lo]:8000", None),
+        (BEHIND, "[fd00:0:0::7]:8000", None),
+        (BEHIND, "[FD00::0007]", None),
+        (BEHIND, "[::ffff:10.0.0.7]", None),
+        (BEHIND, "omni.example:443", None),
+        (BEHIND, "[fd00::8]", 403),
         (LOOPBACK, "app.localhost", None),
         (LOOPBACK, "evil.example:8000", 403),
         (LOOPBACK, "127.0.0.1.evil.example", 403),

@@ -204,7 +204,7 @@ async def test_a_machine_without_files_to_give_is_waited_for(
 async def test_connections_leave_half_of_the_files_to_everybody_else(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (6, 6))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
     async with start() as running:
         held = [await running.connect() for _ in range(3)]
         answer = await ask(running, GOOD)
@@ -212,6 +212,27 @@ async def test_connections_leave_half_of_the_files_to_everybody_else(
         assert b"already has its 3 connections" in answer
         for stream in held:
             await stream.aclose()
+
+
+async def test_those_who_are_too_many_take_none_of_the_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (40, 40))
+    gateway = make_gateway(EventBus(), None)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    most = told = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run, [listener])
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(60)]
+        with trio.move_on_after(PATIENCE):
+            for stream in streams[15:]:  # each is told when those before it have heard it
+                told += (await stream.receive_some())[9:12] == b"503"
+                most = max(most, gateway.statistics()[0])
+                await stream.aclose()
+        for stream in streams:
+            await stream.aclose()
+        gateway.stop()
+    assert told == 45
+    assert most <= 20
 
 
 async def test_those_who_are_too_many_are_all_told_a_few_at_a_time(start: Start) -> None:

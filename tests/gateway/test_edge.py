@@ -9,7 +9,8 @@ import httpx
 import pytest
 import trio
 
-from omniactors import AgentConfig, Backoff, OmniActors, Settings, system
+from omniactors import AgentConfig, Backoff, EventBus, OmniActors, Settings, SettingsError, system
+from omniactors.gateway.config import GatewayConfig
 from omniactors.gateway.server import serve
 from omniactors.settings import MemoryUrl, RedisUrl, SqliteUrl
 from tests.agents.support import eventually
@@ -29,6 +30,7 @@ BAD = b"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "CURE", Backoff(initial=0.05, maximum=0.1, jitter=0.0))
+    monkeypatch.setattr(system, "STEADY", 0.3)
     monkeypatch.setattr(system, "EDGE_BACKOFF", Backoff(initial=0.001, maximum=0.01))
 
 
@@ -130,6 +132,55 @@ async def test_work_goes_on_while_the_gateway_or_the_bus_is_down_and_everybody_i
     assert told[0].startswith("the gateway is down: OSError: it broke; work goes on")
 
 
+async def test_a_gateway_that_fails_each_time_is_not_told_as_back(
+    omni: OmniActors, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    frail = Frail()
+    monkeypatch.setattr(system, "serve", frail.serve)  # it starts, and then it breaks
+    monkeypatch.setattr(system, "STEADY", 5.0)
+    monkeypatch.setattr(system, "EDGE_BACKOFF", Backoff(initial=0.05, maximum=0.05))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                lambda task_status: omni.run(listen="127.0.0.1:0", tell=lambda _: None, task_status=task_status)
+            )
+            frail.breaks.set()
+            await until_gateway_is(omni, "error")
+
+            def downs() -> int:
+                return sum(record.getMessage().startswith("the gateway is down") for record in caplog.records)
+
+            while downs() < 4:
+                assert (await gateway_finding(omni)).status == "error"
+                assert (await omni.health()).status == "failing"
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert not [record for record in caplog.records if record.getMessage() == "the gateway is back"]
+
+
+async def test_a_bus_that_cannot_even_tell_is_cured_all_the_same(
+    omni: OmniActors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frail = Frail()
+    monkeypatch.setattr(omni.bus, "run", frail.run)
+
+    def fail(_: object) -> None:
+        raise RuntimeError("nothing can be published")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(
+                lambda task_status: omni.run(listen="127.0.0.1:0", tell=lambda _: None, task_status=task_status)
+            )
+            monkeypatch.setattr(omni.bus, "publish", fail)
+            frail.breaks.set()
+            await until_gateway_is(omni, "error")
+            frail.breaks = trio.Event()
+            await until_gateway_is(omni, "ok")
+            assert omni.gateway_url == url
+            nursery.cancel_scope.cancel()
+
+
 async def test_no_number_of_requests_ends_the_system(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +219,12 @@ async def test_who_stops_the_edge_finds_it_stopped() -> None:
             await trio.testing.wait_all_tasks_blocked(0.2)
             assert omni.supervisor.child("edge").status == "stopped"
             nursery.cancel_scope.cancel()
+
+
+async def test_a_name_with_a_port_is_refused_wherever_it_is_given() -> None:
+    for options in ({"config": GatewayConfig(allowed_hosts=("omni.lan:80",))}, {"allowed_hosts": ["omni.lan:80"]}):
+        with pytest.raises(SettingsError, match="without port"):
+            await serve(EventBus(), **options)
 
 
 async def test_names_of_its_own_are_a_setting_and_an_argument() -> None:
