@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omniactors.events.event import Event
+    from omniactors.events.patterns import Objects
     from omniactors.events.subscription import Subscriber, Subscription
 
 MAX_ROUTES = 4096
@@ -93,18 +94,20 @@ class Audience:
     def offer(self, event: Event) -> None:
         """Give the event to those who want it."""
         route = self._routes.get(event.event_type)
+        objects: Objects = {}
         for subscriber in self._route_of(event.event_type) if route is None else route:
             where = subscriber.selection.where
-            if where is None or where.matches(event):
+            if where is None or where.matches(event, objects):
                 subscriber.queue.offer(event)
         for subscriber in self._by_run.get(event.run_id, ()):
-            if subscriber.selection.matches(event):
+            if subscriber.selection.matches(event, objects):
                 subscriber.queue.offer(event)
 
     def offer_heavy(self, event: Event, size: int) -> None:
         """As `offer`, for a large event, and for a gap, which everybody wants."""
+        objects: Objects = {}
         for subscriber in self:
-            if subscriber.cursor is None and subscriber.selection.matches(event):
+            if subscriber.cursor is None and subscriber.selection.matches(event, objects):
                 subscriber.queue.offer_heavy(event, size)
 
     def repair(self, event: Event | None, size: int) -> None:

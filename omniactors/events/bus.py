@@ -20,7 +20,7 @@ from omniactors.events.entrance import Entrance
 from omniactors.events.event import GAP, Draft, Event, parse_position, position
 from omniactors.events.history import EVENT_BYTES, HEAVY, Histories, Ring, approximate_size
 from omniactors.events.patterns import Selection, Where, parse_patterns
-from omniactors.events.queue import EndReason, Loss, Overflow, SubscriberQueue
+from omniactors.events.queue import QUEUE_BYTES, EndReason, Loss, Overflow, SubscriberQueue
 from omniactors.events.statistics import BusStats, SubscriberStats
 from omniactors.events.subscription import Subscriber, Subscription
 
@@ -161,6 +161,7 @@ class EventBus:
         since: str | None = None,
         where: Mapping[str, Any] | None = None,
         capacity: int | None = None,
+        max_bytes: int = QUEUE_BYTES,
         overflow: Overflow = "drop_newest",
     ) -> Subscription:
         """Events of one run (its history first, to the end of its stream), or of all that match.
@@ -168,8 +169,8 @@ class EventBus:
         `types` (or `topics`, the same) are patterns: `*` is one token, `>` the tail. `where` are
         equalities such as `{"data.agent": "greeter"}`. `since` is a position, `epoch-offset`: what
         came after it and is still kept is replayed first. A subscription holds up to `capacity`
-        unread events; what `overflow` then drops is counted and told. Raises ValueError for an
-        argument that makes no sense. A subscription to a closed bus ends at once.
+        unread events, and about `max_bytes` of large ones; what `overflow` then drops is counted and
+        told. Raises ValueError for an argument that makes no sense. A subscription to a closed bus ends at once.
         """
         if types is not None and topics is not None:
             raise ValueError("types and topics are two names of one thing; give one of them")
@@ -179,7 +180,7 @@ class EventBus:
             types=None if wanted is None else parse_patterns(wanted),
             where=Where.of(where) if where else None,
         )
-        queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow)
+        queue = SubscriberQueue(self._max_queue_size if capacity is None else capacity, overflow, max_bytes)
         since_position = None if since is None else parse_position(since)
         return self._subscribed(Subscriber(queue, selection, counted=False), since_position)
 

@@ -27,7 +27,7 @@ MAX_TOKENS = 8
 MAX_EQUALITIES = 16
 """Equalities of one `where`: each is looked at with every event."""
 MAX_KEYS = 10_000
-"""Keys of an object that `where` looks into: that all of them are texts is checked each time."""
+"""Keys of an object that `where` looks into: that all of them are texts is checked, once for each event."""
 
 _END = ""
 """Marks a node of the tree at which a pattern ends; no token is empty."""
@@ -99,6 +99,9 @@ def _tokens(text: object) -> list[str]:
 
 Scalar: TypeAlias = str | int | float | bool | None
 
+Objects: TypeAlias = dict[int, bool]
+"""By id, what in one event was looked into, and whether it may be: to find that out takes longer than to look."""
+
 
 @dataclass(frozen=True)
 class Where:
@@ -117,9 +120,10 @@ class Where:
             raise ValueError(f"where has {len(where):,} equalities, and {MAX_EQUALITIES} are allowed")
         return cls(tuple((_path(path), _scalar(path, value)) for path, value in where.items()))
 
-    def matches(self, event: Event) -> bool:
-        """Whether every equality holds."""
-        return all(_holds(event, path, value) for path, value in self.equalities)
+    def matches(self, event: Event, objects: Objects | None = None) -> bool:
+        """Whether every equality holds. `objects` is for one event, and for all who look at it."""
+        objects = {} if objects is None else objects
+        return all(_holds(event, path, value, objects) for path, value in self.equalities)
 
 
 def _path(path: object) -> tuple[str, ...]:
@@ -157,14 +161,14 @@ class Selection:
         """Whether events of this type are meant, the rest aside."""
         return self.types is None or event_type == GAP or self.types.matches(event_type)
 
-    def matches(self, event: Event) -> bool:
-        """Whether the event is meant."""
+    def matches(self, event: Event, objects: Objects | None = None) -> bool:
+        """Whether the event is meant; `objects` as for `Where.matches`."""
         if event.event_type == GAP:
             return True
         return (
             (self.run_id is None or event.run_id == self.run_id)
             and self.wants_type(event.event_type)
-            and (self.where is None or self.where.matches(event))
+            and (self.where is None or self.where.matches(event, objects))
         )
 
 
@@ -173,11 +177,14 @@ def parse_patterns(types: Iterable[str] | str) -> Patterns:
     return Patterns((types,) if isinstance(types, str) else types)
 
 
-def _holds(event: Event, path: tuple[str, ...], value: Scalar) -> bool:
+def _holds(event: Event, path: tuple[str, ...], value: Scalar, objects: Objects) -> bool:
     head, *tail = path
     found: Any = getattr(event, head)
     for step in tail:
-        if not _is_object(found) or step not in found:
+        is_object = objects.get(id(found))
+        if is_object is None:
+            is_object = objects[id(found)] = _is_object(found)
+        if not is_object or step not in found:
             return False
         found = found[step]
     return _is_equal(found, value)

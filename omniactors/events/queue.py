@@ -48,6 +48,8 @@ _Loss: TypeAlias = tuple[int | None, int | None, int, LossReason]
 class SubscriberQueue:
     """Between a publisher that never waits and a reader that may: at most `capacity` live events.
 
+    Large ones among them have `max_bytes` together, though one alone always has room.
+
     `wake` is called once, and forgotten, when there is something to read; a second call in a row
     must do nothing. `taken` is the offset up to which the reader has taken all. Raises ValueError
     for a capacity below 1 or an unknown overflow rule.
@@ -63,18 +65,20 @@ class SubscriberQueue:
         "capacity",
         "delivered",
         "end_reason",
+        "max_bytes",
         "overflow",
         "taken",
         "wake",
     )
 
-    def __init__(self, capacity: int, overflow: Overflow) -> None:
+    def __init__(self, capacity: int, overflow: Overflow, max_bytes: int = QUEUE_BYTES) -> None:
         if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
             raise ValueError(f"capacity must be an integer of at least 1, not {capacity!r}")
         if overflow not in get_args(Overflow):
             allowed = ", ".join(repr(word) for word in get_args(Overflow))
             raise ValueError(f"overflow must be one of {allowed}, not {overflow!r}")
         self.capacity = capacity
+        self.max_bytes = max_bytes
         self.overflow: Overflow = overflow
         self.delivered = 0
         self.taken = 0
@@ -211,7 +215,7 @@ class SubscriberQueue:
             self._heavy_bytes -= heavy.popleft()[1]
         if not heavy:
             self._heavy_bytes = 0
-        return bool(heavy) and self._heavy_bytes + size > QUEUE_BYTES
+        return bool(heavy) and self._heavy_bytes + size > self.max_bytes
 
     def _overflow(self, event: Event) -> None:
         losses, offset = self._losses, event.offset

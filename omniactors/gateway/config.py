@@ -13,7 +13,9 @@ class GatewayConfig:
     `allowed_hosts` are further names under which the gateway may be reached, for a proxy before it.
     `max_bodies` and `max_messages` bound what all connections together may have sent in part: bodies
     of requests, messages of watchers. `max_patterns` and `max_text` bound what one watcher asks for, in
-    all its subscriptions together; `cache_bytes` what is kept of encoded events. No more than half of
+    all its subscriptions together, and `max_queue` the unread events for which it may ask. Of large
+    unread events its first subscription holds `queue_bytes`, the n-th an n-th part of that;
+    `cache_bytes` is what is kept of encoded events. No more than half of
     the files that the process may open become connections. Raises ValueError for a limit that is not
     positive.
     """
@@ -36,7 +38,8 @@ class GatewayConfig:
     max_subscriptions: int = 128
     max_patterns: int = 1024
     max_text: int = 64 * 1024
-    max_queue: int = 65_536
+    max_queue: int = 16_384
+    queue_bytes: int = 16 * 1024 * 1024
     batch_events: int = 256
     batch_bytes: int = 64 * 1024
     batch_delay: float = 0.02

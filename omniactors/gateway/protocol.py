@@ -35,6 +35,9 @@ CACHED = 200
 LONGEST_SHOWN = 100
 """Characters of a client's name in an error."""
 
+EQUALITY = 8
+"""Patterns that an equality of `where` counts as: each publish may look at it, while patterns are looked up at once."""
+
 QUERY_SUBSCRIPTION = 0
 """The `s` of the subscription that the query of the URL makes."""
 
@@ -96,11 +99,11 @@ class ClientPong(ClientFrame, frozen=True, tag="pong"):
 
 
 def price(frame: Sub) -> tuple[int, int]:
-    """What a subscription asks for: patterns and equalities, and characters in all. Each publish may look at them."""
+    """What a subscription asks for: patterns, which equalities count as, and characters in all."""
     where = frame.where or {}
     patterns = [*(frame.types or ()), *(frame.topics or ())]
     texts = [*patterns, *where, *where.values(), frame.run, frame.since, frame.s]
-    return len(patterns) + len(where), sum(len(str(text)) for text in texts if text is not None)
+    return len(patterns) + EQUALITY * len(where), sum(len(str(text)) for text in texts if text is not None)
 
 
 FromClient = Hello | Sub | Unsub | ClientPing | ClientPong
@@ -169,7 +172,7 @@ class ServerFrame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t"):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What the gateway takes: bytes of a message, subscriptions, events in a batch, events in a queue.
 
-    `patterns` (equalities count as such) and `text` (characters) are for all subscriptions of a connection together.
+    `patterns` (an equality counts as 8) and `text` (characters) are for all subscriptions of a connection together.
     """
 
     message: int

@@ -187,7 +187,7 @@ class Watcher:
             await self._refuse(frame.id, "limit", str(error), retry=True)
             return
         try:
-            subscription = subscribe(self._bus, frame, since=since, config=self._config)
+            subscription = subscribe(self._bus, frame, since=since, config=self._config, others=len(self._flows))
         except ValueError as error:
             await self._refuse(frame.id, "bad-subscription", str(error))
         else:
@@ -329,15 +329,23 @@ def check_room(frames: Sequence[Sub], config: GatewayConfig) -> None:
     """Raise FrameError when this is more than one watcher may ask for."""
     if len(frames) > config.max_subscriptions:
         raise FrameError(f"at most {config.max_subscriptions} subscriptions")
+    if sum(min(frame.queue or 0, config.max_queue) for frame in frames) > config.max_queue:
+        raise FrameError(f"queue may be at most {config.max_queue} in all subscriptions together")
     patterns, text = map(sum, zip(*map(protocol.price, frames), strict=True))
     if patterns > config.max_patterns:
-        raise FrameError(f"at most {config.max_patterns} patterns and equalities in all subscriptions together")
+        each = f"an equality counts as {protocol.EQUALITY}"
+        raise FrameError(f"at most {config.max_patterns} patterns ({each}) in all subscriptions together")
     if text > config.max_text:
         raise FrameError(f"at most {config.max_text} characters of patterns and names in all subscriptions together")
 
 
-def subscribe(bus: EventBus, frame: Sub, *, since: str | None = None, config: GatewayConfig) -> Subscription:
-    """The subscription that a frame asks for, by default `since` a position; raises ValueError with a sentence."""
+def subscribe(
+    bus: EventBus, frame: Sub, *, since: str | None = None, config: GatewayConfig, others: int = 0
+) -> Subscription:
+    """The subscription that a frame asks for, by default `since` a position; raises ValueError with a sentence.
+
+    With `others` beside it the room for large events is less: all of them together hold a few times the first one's.
+    """
     if frame.queue is not None and frame.queue > config.max_queue:
         raise ValueError(f"queue may be at most {config.max_queue}, not {frame.queue}")
     return bus.subscribe(
@@ -347,6 +355,7 @@ def subscribe(bus: EventBus, frame: Sub, *, since: str | None = None, config: Ga
         since=since if frame.since is None else frame.since,
         where=frame.where,
         capacity=frame.queue,
+        max_bytes=config.queue_bytes // (1 + others),
         overflow=frame.overflow,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniactors.events.bus import EventBus
 from omniactors.events.event import GAP, Event
 from omniactors.events.patterns import Selection, Where, parse_patterns
 
@@ -88,3 +90,20 @@ def test_a_selection_asks_for_everything_it_names_and_gaps_always_match() -> Non
     assert not selection.matches(Event(run_id="A", event_type="agent.started", data={"n": 1}))
     assert not selection.matches(Event(run_id="A", event_type="task.started", data={"n": 2}))
     assert selection.matches(Event(event_type=GAP))
+
+
+def test_what_is_published_into_many_equalities_is_looked_through_once() -> None:
+    event = Event(event_type="x", data={f"k{number}": {"n": number} for number in range(5000)})
+
+    def publishing(equalities: int) -> float:
+        bus = EventBus()
+        kept = [bus.subscribe(where={f"data.k{number}.n": -1}) for number in range(equalities)]
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            bus.publish(event)
+            times.append(time.perf_counter() - begun)
+        assert sum(subscription.matched for subscription in kept) == 0
+        return min(times)
+
+    assert publishing(128) < 20 * publishing(1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from omniactors.events.event import GAP, Event
 from omniactors.gateway.protocol import (
     CACHED,
+    EQUALITY,
     MAX_EVENT,
     Bye,
     ClientPing,
@@ -203,7 +204,7 @@ def test_an_event_is_written_once_and_the_cache_is_bounded_in_bytes() -> None:
 def test_a_subscription_has_a_price() -> None:
     assert price(Sub(s=1)) == (0, 1)
     frame = Sub(s="ab", types=["task.*", "x"], run="run", since="e-1", where={"data.n": 12, "source": None})
-    assert price(frame) == (4, len("ab task.* x run e-1 data.n 12 source".replace(" ", "")))
+    assert price(frame) == (2 + 2 * EQUALITY, len("ab task.* x run e-1 data.n 12 source".replace(" ", "")))
 
 
 @given(st.lists(st.integers(0, 60), max_size=30), st.integers(1, 100))

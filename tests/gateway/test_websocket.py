@@ -15,7 +15,9 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 from omniactors.events.bus import RING_EVENTS, EventBus
 from omniactors.events.event import Event
 from omniactors.gateway.config import GatewayAddress, GatewayConfig
+from omniactors.gateway.protocol import Sub
 from omniactors.gateway.server import serve
+from omniactors.gateway.watcher import subscribe
 from tests.gateway.conftest import HANDSHAKE, PATIENCE, Client, Running, Start
 from tests.gateway.test_fuzz import Talk, converse, make_gateway
 
@@ -646,13 +648,16 @@ async def test_what_one_watcher_asks_for_is_bounded(start: Start) -> None:
     async with start(config=config) as running, running.watch() as client:
         limits = (await client.expect("welcome"))["limits"]
         assert (limits["patterns"], limits["text"]) == (100, 2000)
-        await client.send(t="sub", id=1, s=1, types=[f"a{number}" for number in range(60)], where={"data.n": 1})
+        await client.send(
+            t="sub", id=1, s=1, types=[f"a{number}" for number in range(60)], where={"data.n": 1}, queue=10_000
+        )
         assert (await client.expect("subbed"))["id"] == 1
         await client.expect("live")
         for many in (
             {"types": [f"b{number}" for number in range(40)]},
             {"topics": [f"b{number}" for number in range(40)]},
-            {"types": ["x"], "where": {f"data.k{number}": number for number in range(40)}},
+            {"types": ["x"], "where": {f"data.k{number}": number for number in range(5)}},
+            {"types": ["x"], "queue": 10_000},
             {"types": ["x" * 2000]},
             {"run": "x" * 2000},
             {"types": ["x"], "where": {"data.k": "x" * 2000}},
@@ -671,9 +676,22 @@ async def test_what_one_watcher_asks_for_is_bounded(start: Start) -> None:
         assert "at most 100 patterns" in why
 
 
+def test_all_that_one_watcher_has_not_read_is_bounded_in_bytes_together() -> None:
+    bus, config, size = EventBus(), GatewayConfig(queue_bytes=1024 * 1024), 20_000
+    asked = [Sub(s=number, types=[f"t{number}"]) for number in range(config.max_subscriptions)]
+    kept = [subscribe(bus, frame, config=config, others=number) for number, frame in enumerate(asked)]
+    for number in range(len(kept)):
+        for _ in range(config.queue_bytes // size):
+            bus.publish(Event(event_type=f"t{number}", data={"text": "x" * size}))
+    assert kept[0].queued > 40
+    assert all(subscription.queued for subscription in kept)  # one alone always finds room
+    assert sum(subscription.queued for subscription in kept) * size < 8 * config.queue_bytes
+    assert all(subscription.dropped for subscription in kept[1:])
+
+
 async def test_nothing_is_subscribed_before_the_token_is_judged(start: Start) -> None:
     async with start(token="secret") as running:
-        for query in ("?types=>&queue=65536", "?run=A", "?types=task*"):
+        for query in ("?types=>&queue=16384", "?run=A", "?types=task*"):
             async with running.watch(query):
                 await trio.sleep(0.02)
                 assert running.bus.stats()["subscribers"] == []
