@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import sys
 import warnings
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
@@ -75,11 +78,15 @@ def fingerprint(content: Any) -> str:  # noqa: ANN401 -- any type form
     """The same for two types as which the same content can be read, as far as can be told, in any process."""
     try:
         info = type_info(content)
+        classes = [part.cls for part in _parts(info) if hasattr(part, "cls")]
         models = (part.cls for part in _parts(info) if isinstance(part, CustomType))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a default that has no form in a schema is of no matter here
             schemas = [model.model_json_schema() for model in models if hasattr(model, "model_json_schema")]
-        text = f"{info!r} {schemas!r}"
+        members = [(each.name, each.value) for cls in classes if issubclass(cls, Enum) for each in cls]
+        # What a type's own code refuses stands in its module, and so does what that uses, mostly.
+        code = sorted(map(_digest_of_module, {cls.__module__ for cls in classes}))
+        text = f"{info!r} {schemas!r} {members!r} {code!r}"
     except Exception:  # noqa: BLE001 -- a model's own code may raise anything
         text = repr(content)
     return hashlib.blake2b(_ADDRESS.sub("", text).encode("utf-8", "replace"), digest_size=8).hexdigest()
@@ -91,6 +98,15 @@ def runs_code(content: Any) -> bool:  # noqa: ANN401 -- any type form
         return any(hasattr(part, "cls") for part in _parts(type_info(content)))
     except Exception:  # noqa: BLE001 -- as above
         return True
+
+
+def _digest_of_module(name: str) -> str:
+    """What stands in the file of a module, in short; nothing where that cannot be told."""
+    try:
+        file = sys.modules[name].__file__
+        return "" if file is None else hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest()
+    except (KeyError, AttributeError, OSError):
+        return ""
 
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import importlib
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from omniactors.agents.annotations import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 
 class First(msgspec.Struct):
@@ -120,6 +124,32 @@ def test_a_fingerprint_is_the_same_for_what_reads_the_same() -> None:
 
     assert fingerprint(factory()) == fingerprint(factory())
     assert len({fingerprint(kind) for kind in (Any, int, First, Second, dict[str, First], dict[str, Second])}) == 6
+
+
+def test_an_enum_with_one_more_member_is_another_type() -> None:
+    one, two = enum.Enum("Colour", {"RED": "red"}), enum.Enum("Colour", {"RED": "red", "BLUE": "blue"})
+    assert fingerprint(one) == fingerprint(enum.Enum("Colour", {"RED": "red"}))
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_a_type_whose_own_code_refuses_less_in_another_version_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import msgspec\nclass Order(msgspec.Struct):\n  n: int\n  def __post_init__(self): assert self.n < {}\n"
+
+    def of_version(most: int) -> str:
+        folder = tmp_path / str(most)
+        folder.mkdir(exist_ok=True)
+        (folder / "orders.py").write_text(text.format(most))
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder)
+            patch.delitem(sys.modules, "orders", raising=False)
+            found = fingerprint(importlib.import_module("orders").Order)
+        sys.modules.pop("orders", None)
+        return found
+
+    assert of_version(5) == of_version(5)
+    assert of_version(5) != of_version(9)
 
 
 def test_models_of_pydantic_are_told_apart_by_their_schema() -> None:
