@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omniactors.streams.runs import require_trio
+
 if TYPE_CHECKING:
     import os
 
@@ -23,6 +25,7 @@ class StorageOperations:
         Others publish and work meanwhile. The copy is a database by itself: what was in hand is free in it. It is there
         whole or not at all. Raises BackendRefused when there is such a file, unless it may be overwritten.
         """
+        require_trio()
         target = _absolute(path)
         await self._backend.backup(target, overwrite=overwrite)
         return target
@@ -33,6 +36,7 @@ class StorageOperations:
         Raises BackendBusy while any process has the store open, and BackendRefused when `path` is no sound backup;
         nothing is changed then.
         """
+        require_trio()
         return await self._backend.restore(_absolute(path))
 
 

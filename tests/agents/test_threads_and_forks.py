@@ -377,6 +377,9 @@ def test_asyncio_is_told_what_to_do(url: str) -> None:
         for call in (omni.publish("t", 1), omni.get_result("x"), omni.run(), omni.__aenter__(), omni.shutdown()):
             with pytest.raises(OmniActorsError, match=r"await asyncio.to_thread\(trio.run, omni.publish, topic"):
                 await call
+        for call in (omni.storage.backup("copy.db"), omni.storage.restore("copy.db")):
+            with pytest.raises(OmniActorsError, match=r"await asyncio\.to_thread"):
+                await call
         return await asyncio.to_thread(trio.run, omni.publish, "t", 1)  # type: ignore[arg-type]  # mypy cannot tell
 
     assert asyncio.run(main())

@@ -110,11 +110,26 @@ async def test_a_backup_overwrites_only_what_it_may(backend: SqliteBackend, path
     await backend.backup(copy, overwrite=True)
     with pytest.raises(BackendRefused, match="is a folder"):
         await backend.backup(copy.parent, overwrite=True)
-    with pytest.raises(BackendRefused, match="in use"):
+    with pytest.raises(BackendRefused, match="the store itself"):
         await backend.backup(path, overwrite=True)
     with pytest.raises(BackendError):
         await backend.backup(copy.parent / "nowhere" / "copy.db")
     assert list(copy.parent.iterdir()) == [copy]
+
+
+async def test_a_backup_overwrites_no_file_of_the_store_and_no_device(
+    backend: SqliteBackend, path: Path, copy: Path
+) -> None:
+    await backend.publish(numbered(3))
+    lease = path.with_name("omni.db.consumers") / "1-ab"
+    for own in (*(path.with_name(f"omni.db{suffix}") for suffix in ("", "-wal", "-shm", ".lock")), lease):
+        with pytest.raises(BackendRefused, match="the store itself"):
+            await backend.backup(own, overwrite=True)
+    os.mkfifo(copy)
+    with pytest.raises(BackendRefused, match="is no file"):
+        await backend.backup(copy, overwrite=True)
+    assert copy.is_fifo()
+    assert await length(backend) == 3
 
 
 async def test_a_damaged_store_takes_the_place_of_no_backup(backend: SqliteBackend, path: Path, copy: Path) -> None:

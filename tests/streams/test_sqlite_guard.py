@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from omniactors.errors import BackendUnusable
+from omniactors.errors import BackendBusy, BackendUnusable
 from omniactors.streams.sqlite.backend import SqliteBackend
 from omniactors.streams.sqlite.places import refuse_other_names
 from tests.streams.contract_kit import LIMIT, fetch, length, numbered, numbers, serving
@@ -137,6 +137,58 @@ async def test_a_deleted_log_or_index_loses_nothing(backend: SqliteBackend, path
     assert await length(backend) == 6
     assert elsewhere(path, 1) == 7
     assert await length(backend) == 7
+
+
+async def test_a_runner_whose_log_is_deleted_works_on(backend: SqliteBackend, path: Path) -> None:
+    await backend.publish(numbered(2))
+    async with serving(backend) as consumer:
+        assert numbers(await fetch(backend, 1)) == [0]
+        for start in (2, 3):
+            path.with_name("omni.db-wal").unlink()
+            await backend.publish(numbered(1, start=start))
+        assert numbers(await fetch(backend, 10)) == [1, 2, 3]
+        assert [runtime.consumer for runtime in await backend.runtimes()] == [consumer]
+
+
+async def test_a_deleted_log_is_put_back_by_who_has_the_newest_one(backend: SqliteBackend, path: Path) -> None:
+    """The other one still has the log that was deleted first, and what came later is not in it."""
+    log, other = path.with_name("omni.db-wal"), SqliteBackend(path)
+    await backend.publish(numbered(1))
+    await other.publish(numbered(1, start=1))
+    log.unlink()
+    await backend.publish(numbered(1, start=2))
+    log.unlink()
+    with pytest.raises(BackendBusy, match="was deleted or replaced"):
+        await other.publish(numbered(1, start=3))
+    await backend.publish(numbered(1, start=3))
+    await other.publish(numbered(1, start=4))
+    await other.close()
+    await backend.close()
+    assert elsewhere(path) == 5
+
+
+async def test_who_opens_the_file_without_its_log_is_refused_until_it_is_back(
+    backend: SqliteBackend, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await backend.publish(numbered(5))
+    path.with_name("omni.db-wal").unlink()
+    late = SqliteBackend(path)
+    with pytest.raises(BackendBusy, match="was deleted or replaced"):
+        await length(late)
+    await backend.publish(numbered(1, start=5))
+    assert await length(late) == 6
+    await late.close()
+    assert "what was in it is lost" not in caplog.text
+
+
+async def test_another_log_in_the_place_of_ours_is_replaced_by_it(backend: SqliteBackend, path: Path) -> None:
+    await backend.publish(numbered(5))
+    log = path.with_name("omni.db-wal")
+    log.unlink()
+    log.write_bytes(b"")
+    await backend.publish(numbered(1, start=5))
+    await backend.close()
+    assert elsewhere(path) == 6
 
 
 async def test_a_deleted_file_is_made_anew_and_told(

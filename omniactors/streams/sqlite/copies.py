@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from omniactors.errors import BackendBusy, BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.sqlite import operations
-from omniactors.streams.sqlite.database import lock_path, transaction
+from omniactors.streams.sqlite.database import lease_folder, lock_path, transaction
 from omniactors.streams.sqlite.guard import index_path, is_in_use, log_path
 from omniactors.streams.sqlite.lock import FileLock
 from omniactors.streams.sqlite.schema import check_ours, connect, translate
@@ -34,8 +34,9 @@ def write_copy(source: sqlite3.Connection, target: Path, *, overwrite: bool, loo
     Raises BackendRefused when there is such a file already, unless it may be overwritten.
     """
     target = Path(os.path.realpath(target))
+    (_, _, name) = source.execute("PRAGMA database_list").fetchone()
     with _errors(target):
-        _check_target(target, overwrite=overwrite)
+        _check_target(target, Path(name), overwrite=overwrite)
         with _part(target) as part:
             copy = sqlite3.connect(part, isolation_level=None)
             with contextlib.closing(copy):
@@ -46,7 +47,7 @@ def write_copy(source: sqlite3.Connection, target: Path, *, overwrite: bool, loo
                 found = " ".join(str(verdict).split())
                 raise BackendUnusable(f"the store is damaged, and {target} would be: {found}; nothing was written")
             _sync(part)
-            _check_target(target, overwrite=overwrite)
+            _check_target(target, Path(name), overwrite=overwrite)
             part.replace(target)
             _sync(target.parent)
 
@@ -101,11 +102,16 @@ def _part(target: Path) -> Iterator[Path]:
             file.unlink(missing_ok=True)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def _check_target(target: Path, store: Path, *, overwrite: bool) -> None:
+    own = {Path(os.path.realpath(file)) for file in (store, log_path(store), index_path(store), lock_path(store))}
+    if target in own or lease_folder(store) in target.parents:
+        raise BackendRefused(f"{target} belongs to the store itself; choose another name")
     if target.is_dir():
         raise BackendRefused(f"{target} is a folder, and a backup is a file")
     if log_path(target).exists():
         raise BackendRefused(f"{target} is a database in use: its log stands beside it; choose another name")
+    if target.exists() and not target.is_file():
+        raise BackendRefused(f"{target} is no file but a device, a pipe or a socket, and a backup is a file")
     if target.exists() and not overwrite:
         raise BackendRefused(f"{target} exists already; nothing was written")
 

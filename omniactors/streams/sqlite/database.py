@@ -11,11 +11,11 @@ import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from omniactors.errors import BackendBusy, BackendError, BackendRefused, BackendUnusable
 from omniactors.streams.sqlite.forking import Gate
-from omniactors.streams.sqlite.guard import Guard, index_path, log_path
+from omniactors.streams.sqlite.guard import Guard, index_path, is_guarded, log_inode, log_path
 from omniactors.streams.sqlite.lock import FileLock
 from omniactors.streams.sqlite.places import file_system, network_warning, refuse_other_names
 from omniactors.streams.sqlite.schema import connect
@@ -33,7 +33,9 @@ _FORK_WAIT: Final = 1.0
 """Seconds that a fork waits for the file lock, to close the connection under it."""
 
 _CHANGING: Final = "changing"
-"""The note in the lock file while a checkpoint may change the file; else the note is how the file looks since then."""
+"""The note in the lock file while a checkpoint may change the file; else the note is how the file looks since then.
+
+Behind it stands which file the log is, by its inode: who opens the database knows by that whether it is still there."""
 
 _log = logging.getLogger("omniactors.streams.sqlite")
 
@@ -116,11 +118,15 @@ class Database:
 
     def _keep_up(self) -> bool:
         """Let go of files that are not those at the path any more; False when commits were lost with them."""
-        guard = self._guard
-        if guard is None or guard.is_intact():
+        guard, path = self._guard, self.path
+        if guard is None or path is None or guard.is_intact():
             return True
-        keeps = guard.keeps_commits()
+        look, newest = self._noted()
+        keeps = guard.keeps_commits(newest)
         if keeps:
+            if newest == guard.log_inode:
+                with contextlib.suppress(OSError):
+                    self._note(look, log_inode(path))  # which was put back
             _log.warning("files of %s were removed while it was in use; nothing is lost", self.path)
         self._disconnect()
         return keeps
@@ -170,7 +176,7 @@ class Database:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             if self._guard is not None:
                 self._guard.unlock()
-            self._disconnect()
+            self._disconnect()  # the last one takes the log away, and the note says so next
 
     def snapshot(self) -> sqlite3.Connection:
         """A connection that reads what is there now, and nothing later, for another thread, which closes it."""
@@ -187,8 +193,8 @@ class Database:
     @contextlib.contextmanager
     def _checkpoint(self, path: Path | None) -> Iterator[None]:
         """What is done inside may change the file itself, as only checkpoints do."""
-        if self._lock is not None and path is not None:
-            self._lock.write_note(_CHANGING)
+        if path is not None:
+            self._note(_CHANGING, self._log_in_use(path))
         yield
         if path is not None:
             self._note_checkpoint(path)
@@ -200,15 +206,35 @@ class Database:
                 self._guard.sync()  # the time of its last change too
             # Without room for a note there is none, and nothing is refused for it.
             with contextlib.suppress(OSError):
-                self._lock.write_note(_look_of(path))
+                self._note(_look_of(path), self._log_in_use(path))
+
+    def _note(self, look: str, log: int) -> None:
+        if self._lock is not None:
+            self._lock.write_note(f"{look} {log}")
+
+    def _log_in_use(self, path: Path) -> int:
+        return log_inode(path) if self._guard is None else self._guard.log_inode
+
+    def _noted(self) -> tuple[str, int]:
+        """How the file looked after the last checkpoint, or "", and the inode of the newest log, or 0."""
+        look, _, inode = ("" if self._lock is None else self._lock.read_note()).rpartition(" ")
+        return (look, int(inode)) if look and inode.isdecimal() else ("", 0)
 
     def _refuse_strange_log(self, path: Path) -> None:
-        """Raise BackendUnusable when the file was replaced, and the log of the one before still stands beside it."""
-        note = "" if self._lock is None else self._lock.read_note()
+        """Raise BackendUnusable when the file was replaced, and the log of the one before still stands beside it.
+
+        Raises BackendBusy when the log was deleted under another process, which still has it, and what is in it.
+        """
+        look, newest = self._noted()
         log = log_path(path)
-        if note in {"", _CHANGING} or not path.exists() or not log.exists() or not log.stat().st_size:
+        if newest not in {0, log_inode(path)} and is_guarded(path):
+            raise BackendBusy(
+                f"{log} was deleted or replaced while another process has {path.name} open; it puts the log back "
+                "when it works with it next, or ends"
+            )
+        if look in {"", _CHANGING} or not path.exists() or not log.exists() or not log.stat().st_size:
             return
-        if _look_of(path) != note:
+        if _look_of(path) != look:
             raise BackendUnusable(
                 f"{log} belongs to another file than the {path.name} beside it, which was replaced: opened together "
                 f"they would be damaged. Move {log.name} and {index_path(path).name} away; if it was not replaced, "
@@ -226,29 +252,38 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            settings = self._settings
-            if self.path is not None:
-                refuse_other_names(self.path)
-                self._refuse_strange_log(self.path)
-            connection = connect(self.path, synchronous=settings.synchronous, wait=settings.lock_wait)
-            # In a file that took the place of another everything may be different.
-            self._data_version = -1 if self._was_open else _data_version(connection)
-            self._was_open = True
-            self._connection = connection
-            if self.path is not None:
-                self._guard = Guard.hold(self.path)
-                if not self._guard.is_intact():
-                    self._disconnect()
-                    raise BackendBusy(f"{self.path} was replaced while it was opened; nothing was written")
-                self._note_checkpoint(self.path)
-                if (warning := network_warning(self.path, file_system(self.path))) is not None:
-                    _log.warning("%s", warning)
-            let_go_of, self._let_go_of = self._let_go_of, None
-            if let_go_of is None or self.path is None or not os.path.samestat(let_go_of, self.path.stat()):
-                self._on_open(connection)
+            try:
+                self._open()
+            except BaseException:  # half open is not open
+                self._disconnect()
+                raise
         elif self._connection.in_transaction:  # its end has failed
             self._connection.execute("ROLLBACK")
-        return self._connection
+        return cast("sqlite3.Connection", self._connection)
+
+    def _open(self) -> None:
+        settings, path = self._settings, self.path
+        if path is not None:
+            refuse_other_names(path)
+            self._refuse_strange_log(path)
+        connection = self._connection = connect(path, synchronous=settings.synchronous, wait=settings.lock_wait)
+        # In a file that took the place of another everything may be different.
+        self._data_version = -1 if self._was_open else _data_version(connection)
+        self._was_open = True
+        if path is not None:
+            self._guard_it(path)
+        let_go_of, self._let_go_of = self._let_go_of, None
+        if let_go_of is None or path is None or not os.path.samestat(let_go_of, path.stat()):
+            self._on_open(connection)
+
+    def _guard_it(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._guard = Guard.hold(path)
+        if self._guard is None or not self._guard.is_intact():
+            raise BackendBusy(f"{path} was replaced while it was opened; nothing was written")
+        self._note_checkpoint(path)
+        if (warning := network_warning(path, file_system(path))) is not None:
+            _log.warning("%s", warning)
 
 
 def _look_of(path: Path) -> str:

@@ -25,6 +25,9 @@ _SHARED: Final = (0x40000002, 510)
 _INDEX_IN_USE: Final = (128, 1)
 """The byte of the log's index that says that it is in use: without a lock there it is made anew."""
 
+_OURS: Final = (0x40000400, 1)
+"""A byte of the page that SQLite leaves to locks: whoever of us has the database open holds a shared lock on it."""
+
 _COPY_BYTES: Final = 1 << 20
 
 if sys.platform == "linux" and sys.maxsize > 1 << 32:
@@ -45,11 +48,10 @@ if sys.platform == "linux" and sys.maxsize > 1 << 32:
     def _let_go(fd: int, place: tuple[int, int]) -> None:
         _lock(fd, fcntl.F_UNLCK, place)
 
-    def is_in_use(path: Path) -> bool:
-        """Whether anybody has this database open, another connection of this process included."""
+    def _is_shared(path: Path, place: tuple[int, int]) -> bool:
         fd = os.open(path, os.O_RDWR)
         try:
-            return not _lock(fd, fcntl.F_WRLCK, _SHARED)
+            return not _lock(fd, fcntl.F_WRLCK, place)
         finally:
             os.close(fd)
 
@@ -61,9 +63,19 @@ else:
     def _let_go(fd: int, place: tuple[int, int]) -> None:
         """There are no such locks here."""
 
-    def is_in_use(path: Path) -> bool:  # noqa: ARG001 -- it cannot be told here
+    def _is_shared(path: Path, place: tuple[int, int]) -> bool:  # noqa: ARG001 -- it cannot be told here
         """False: it cannot be told here."""
         return False
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether anybody has this database open, another connection of this process included."""
+    return _is_shared(path, _SHARED)
+
+
+def is_guarded(path: Path) -> bool:
+    """Whether there is a guard of this database, in whatever process."""
+    return path.exists() and _is_shared(path, _OURS)
 
 
 _Identity = tuple[int, int]
@@ -83,6 +95,12 @@ def index_path(path: Path) -> Path:
 def _files(path: Path) -> tuple[Path, Path, Path]:
     """The database, its log, and the log's index."""
     return path, log_path(path), index_path(path)
+
+
+def log_inode(path: Path) -> int:
+    """Which file stands as the log of this database: its inode, 0 when there is none."""
+    found = _identity(log_path(path))
+    return 0 if found is None else found[1]
 
 
 def _identity(path: Path | str) -> _Identity | None:
@@ -145,6 +163,11 @@ class Guard:
         database, log, index = self._names
         return (_identity(database), _identity(log), _identity(index)) == self._known
 
+    @property
+    def log_inode(self) -> int:
+        """Which file the log is that we have open."""
+        return self._known[1][1] if self._known[1] is not None else 0
+
     def sync(self) -> None:
         """Have the disk confirm the database, the time of its last change included."""
         with contextlib.suppress(OSError):
@@ -154,19 +177,20 @@ class Guard:
         """Whether the database at the path is the one that we have open, whatever became of its log."""
         return _identity(self._files[0]) == self._known[0]
 
-    def keeps_commits(self) -> bool:
+    def keeps_commits(self, newest: int) -> bool:
         """Whether what was committed is at the path, for whoever opens it next; to be asked under the file lock.
 
-        A log that was deleted is put back: we still have it open. One that is another one now is
-        lost with what was only there.
+        `newest` is the inode of the log that one of us opened last, 0 if it is not known. If that is ours, and was
+        deleted or replaced, it is put back: we still have it open. Another one is in the hands of another process.
         """
-        if not self.is_there():
+        known = self._known[1]
+        if not self.is_there() or known is None:
             return False
         found = _identity(self._files[1])
-        if found is None:
+        if found != known and (newest == known[1] or (not newest and found is None)):
             self._put_log_back()
             return True
-        return found == self._known[1]
+        return found == known or newest not in {0, known[1]}
 
     def _put_log_back(self) -> None:
         path = self._files[1]
@@ -181,6 +205,7 @@ class Guard:
         part.replace(path)
 
     def _lock(self) -> None:
+        _share(self._fds[0], _OURS)
         _share(self._fds[0], _SHARED)
         _share(self._fds[2], _INDEX_IN_USE)
 

@@ -204,7 +204,7 @@ class Store:
 
     def _entered(self, connection: sqlite3.Connection) -> None:
         """Enter the consumer in a new file that took the place of one where it was entered."""
-        if self._lease is not None:
+        if self._lease is not None and self._consumer not in operations.read_consumer_ids(connection):
             self._enter(connection)
 
     def unregister(self) -> Outcome[bool]:

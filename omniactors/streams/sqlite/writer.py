@@ -107,9 +107,9 @@ class Writer:
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._guard = threading.Lock()
-        self._pid = os.getpid()
         self._queue: _Queue | None = None
         self._finalizer: weakref.finalize[..., Writer] | None = None
+        _writers.add(self)
 
     async def call(self, work: Work[T]) -> T:
         """Have `work` carried out; raises BackendError or a subclass.
@@ -128,7 +128,7 @@ class Writer:
     async def close(self) -> None:
         """Finish what was accepted and end the thread; the next call starts another."""
         require_trio()
-        with self._fresh_guard():
+        with self._guard:
             mailbox, self._queue = self._queue, None
             if self._finalizer is not None:
                 self._finalizer.detach()
@@ -141,24 +141,18 @@ class Writer:
             await _outcome_of(request)
 
     def _put(self, request: _Request) -> None:
-        with self._fresh_guard():
+        with self._guard:
             if self._queue is None:
                 self._queue = self._start()
             # Under the guard: after a stop nothing may be added.
             self._queue.put(request)
 
-    def _fresh_guard(self) -> threading.Lock:
-        """The guard; in a child that was forked a new one, since the parent's may be held for ever there.
-
-        The child begins anew, and what it inherited is never touched.
-        """
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._guard = threading.Lock()
-            if self._finalizer is not None:
-                self._finalizer.detach()
-            self._queue = None
-        return self._guard
+    def begin_anew(self) -> None:
+        """Called in a child that was forked: what it inherited is never touched, and the guard may be held for ever."""
+        self._guard = threading.Lock()
+        self._queue = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
     def _start(self) -> _Queue:
         mailbox: _Queue = queue.SimpleQueue()
@@ -169,6 +163,18 @@ class Writer:
         # Also run at the interpreter's exit, which would else end the thread in the middle of its work.
         self._finalizer = weakref.finalize(self, _finish, mailbox, thread, os.getpid())
         return mailbox
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    for writer in list(_writers):
+        writer.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _finish(mailbox: _Queue, thread: threading.Thread, pid: int) -> None:
