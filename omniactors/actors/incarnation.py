@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -12,6 +12,8 @@ from omniactors.actors.telling import call_safely
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
+
+T = TypeVar("T")
 
 
 class Incarnation:
@@ -26,12 +28,12 @@ class Incarnation:
         "_at_end",
         "_ended",
         "asked",
-        "before_end",
         "by_itself",
         "crash",
         "expected",
         "for_restart",
         "ignored",
+        "is_restart",
         "is_started",
         "killed",
         "nursery",
@@ -55,8 +57,8 @@ class Incarnation:
         """Where the child may run tasks of its own: that of its supervisor."""
         # Keys in their order: a watcher that ends first is taken out, however many there are.
         self._at_end: dict[Callable[[ExitReason], None], None] | None = None
-        self.before_end: Callable[[], None] | None = None
-        """Called when the child has ended, before anybody is told: frees the names of one that does not come back."""
+        self.is_restart = False
+        """Whether an earlier incarnation was to be followed by this one."""
         self.is_started = False
         self.value: Any = None
         self.reason: ExitReason | None = None
@@ -135,9 +137,10 @@ class Incarnation:
                     call_safely(_collect, run.on_kill, pending)
                 run.scope.cancel("its supervisor's patience is over")
 
-    async def run(self, body: Awaitable[object]) -> None:
+    async def run(self, body: Awaitable[object], before_telling: Callable[[T, Incarnation], None], owner: T) -> None:
         """Run the child, `body`, to its end. Never lets an Exception out: a crash becomes `reason`.
 
+        `before_telling` is called with the `owner` and this when it has ended, before anybody is told.
         What no supervisor may keep (an outer cancellation, KeyboardInterrupt, SystemExit) is
         noted and goes on its way.
         """
@@ -146,14 +149,14 @@ class Incarnation:
             with self.scope:
                 await body
         except BaseException as error:
-            self._end(error)
+            self._end(error, before_telling, owner)
             escaping = escaping_part(error)
             if escaping is error:
                 raise
             if escaping is not None:
                 raise escaping from None
         else:
-            self._end(None)
+            self._end(None, before_telling, owner)
 
     def stack(self) -> tuple[str, ...]:
         """Where the child waits now, outermost first, as "file:line function"."""
@@ -164,7 +167,7 @@ class Incarnation:
         )
 
     @trio.lowlevel.enable_ki_protection
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None, before_telling: Callable[[T, Incarnation], None], owner: T) -> None:
         self.by_itself = not self.expected
         if self.scope.cancelled_caught and trio.current_time() >= self.scope.deadline:
             self.killed = True
@@ -180,9 +183,7 @@ class Incarnation:
         if self.reason.error is not None and escaping_part(self.reason.error) is None:
             self.reason.error.__traceback__ = _own_part(self.reason.error.__traceback__)
         self.on_stop = self.on_kill = self.task = self.nursery = None
-        before_end, self.before_end = self.before_end, None
-        if before_end is not None:
-            before_end()
+        before_telling(owner, self)
         told, self._at_end = self._at_end, None
         for call in told or ():
             call_safely(call, self.reason)

@@ -80,7 +80,7 @@ class Keeper:
         self.schedule.call_off(slot, trio.current_time())
         is_restart = slot.state == "restarting"
         run = slot.begin()
-        run.before_end = lambda: self._free_names(slot, run, is_restart=is_restart)
+        run.is_restart = is_restart
 
         def settle() -> None:
             self._release(slot)
@@ -98,12 +98,12 @@ class Keeper:
         self._context.run(self._spawn, slot, run)
         return run
 
-    def _free_names(self, slot: Slot, run: Incarnation, *, is_restart: bool) -> None:
+    def _free_names(self, slot: Slot, run: Incarnation) -> None:
         """The child has ended, and nobody has been told: names stay only while another incarnation is to come."""
         if self.stopping.is_set() or (run.expected and not run.for_restart):
             comes_back = False
         elif run.reason is None or not run.is_started:
-            comes_back = is_restart
+            comes_back = run.is_restart
         else:
             has_room = self.schedule.has_room(trio.current_time())
             comes_back = run.for_restart or (should_restart(slot.spec.restart, run.reason) and has_room)
@@ -131,7 +131,7 @@ class Keeper:
     async def _run_child(self, slot: Slot, run: Incarnation) -> None:
         running_child.set(RunningChild(slot.place, trio.lowlevel.current_task(), is_actor=slot.is_actor))
         try:
-            await run.run(slot.child.run(slot, run))
+            await run.run(slot.child.run(slot, run), self._free_names, slot)
         except BaseException:
             self._on_interrupt()
             raise

@@ -50,7 +50,8 @@ class Teller:
     def __call__(self, notice: Notice) -> None:
         """Tell of one thing that happened."""
         if self._emit is None:
-            self._log(notice)
+            if type(notice) in _LOGGED:
+                self._log(notice)
             return
         try:
             self._emit(notice)
@@ -72,7 +73,7 @@ class Teller:
         reason = notice.reason if isinstance(notice, ChildExited | ChildStartFailed) else None
         if reason is not None and reason.kind != "crash":
             return
-        what, level = _LOGGED.get(type(notice), ("", logging.NOTSET))
+        what, level = _LOGGED[type(notice)]
         if not self._counts(level, notice.path, what):
             return
         error = reason.error if reason is not None else None
@@ -81,7 +82,7 @@ class Teller:
 
     def _counts(self, level: int, path: str, what: str) -> bool:
         """Count one thing that happened; False when it is not to be told."""
-        if not logger.isEnabledFor(level or logging.DEBUG) or not what:
+        if not logger.isEnabledFor(level):
             return False
         now = time.monotonic()
         if now >= self._ends:
