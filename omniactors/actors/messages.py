@@ -118,7 +118,7 @@ def build_table(cls: type) -> HandlerTable:
         for name, function in _marked(base):
             handler = _visible(cls, base, name)
             for kind in _message_types(base, function):
-                if own.setdefault(kind, name) != name:
+                if vars(base)[own.setdefault(kind, name)] is not function:
                     raise TypeError(f"{cls.__name__}: both {own[kind]} and {name} handle {kind.__name__}")
                 _check_reply(cls, handler, kind)
                 table.exact[kind] = handler
@@ -139,8 +139,13 @@ def _visible(cls: type, base: type, name: str) -> Any:  # noqa: ANN401 -- any at
 def _check_hidden(cls: type) -> None:
     """Raise TypeError for a handler that a later definition of the same name in the class has replaced."""
     for function in vars(cls).get(_BODY, ()):
-        if all(value is not function for value in vars(cls).values()):
+        if not any(_leads_to(value, function) for _, value in _marked(cls)):
             raise TypeError(f"{cls.__name__}: the handler {function.__name__} is hidden by what follows under its name")
+
+
+def _leads_to(value: Any, function: FunctionType) -> bool:  # noqa: ANN401 -- any attribute may hide a handler
+    """Whether this is the function, or a decorator's wrapper around it."""
+    return inspect.unwrap(value, stop=lambda inner: inner is function) is function
 
 
 def _check_reply(cls: type, handler: Any, kind: type) -> None:  # noqa: ANN401 -- as above
@@ -175,13 +180,21 @@ def reply_type(kind: type) -> Any:  # noqa: ANN401 -- any type form
 
 def _fits(returned: Any, promised: Any) -> bool:  # noqa: ANN401 -- any type form
     """Whether a value of one type can be of the other; True where only a type checker could tell."""
+    promised, returned = _plain(promised), _plain(returned)
     if promised is object or returned == promised:
         return True
     if get_origin(returned) in (typing.Union, types.UnionType):
         return all(_fits(member, promised) for member in get_args(returned))
-    members = get_args(promised) if get_origin(promised) in (typing.Union, types.UnionType) else (promised,)
-    plain = get_origin(returned) or returned
-    return any(_is_one_of(plain, get_origin(member) or member) for member in members)
+    if get_origin(promised) in (typing.Union, types.UnionType):
+        return any(_fits(returned, member) for member in get_args(promised))
+    return _is_one_of(get_origin(returned) or returned, get_origin(promised) or promised)
+
+
+def _plain(form: Any) -> Any:  # noqa: ANN401 -- any type form
+    """What an alias (`type Reply = int`) or an annotated type stands for."""
+    while get_origin(form) is typing.Annotated or type(form).__name__ == "TypeAliasType":
+        form = form.__origin__ if get_origin(form) is typing.Annotated else form.__value__
+    return form
 
 
 def _is_one_of(plain: Any, expected: Any) -> bool:  # noqa: ANN401 -- any type form
@@ -281,6 +294,7 @@ def _message_parameter(where: str, function: FunctionType) -> inspect.Parameter:
 
 
 def _members(where: str, hint: object) -> Iterator[type]:
+    hint = _plain(hint)
     origin = get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         for member in get_args(hint):
@@ -322,7 +336,12 @@ def _names_at(owner: type, written: FunctionType) -> dict[str, Any]:
         for name, value in _names_in(base)
         if name not in written.__globals__ and not hasattr(builtins, name)
     }
-    return {**inherited, **_enclosing(written), **dict(_closed_over(written)), **dict(_names_in(owner))}
+    around = {**_enclosing(written), **dict(_closed_over(written))}
+    # The class itself is not known by its name yet, or an older one of that name is: of another run of a notebook's cell.
+    known = around.get(owner.__name__, written.__globals__.get(owner.__name__, owner))
+    if getattr(known, "__qualname__", "") == owner.__qualname__ and known.__module__ == owner.__module__:
+        around[owner.__name__] = owner
+    return {**inherited, **around, **dict(_names_in(owner))}
 
 
 def _closed_over(written: FunctionType) -> Iterator[tuple[str, Any]]:

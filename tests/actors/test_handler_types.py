@@ -12,7 +12,7 @@ import sys
 import types
 from abc import ABC, abstractmethod
 from collections import UserDict
-from typing import TYPE_CHECKING, Any, Generic, NewType, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NewType, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import pytest
 
@@ -440,3 +440,73 @@ def test_a_handler_made_elsewhere_is_read_where_it_was_made(library: Any) -> Non
     made = type("Made", (Actor,), {"take": on(decorate(take))})
     assert made.__handlers__.accepts(Start)
     assert not made.__handlers__.accepts(library.Start)
+
+
+SELF_NAMED = """
+from __future__ import annotations
+from omniactors import Actor, Request, on
+class Counter(Actor):
+    class Add: pass
+    class Total: pass
+    class Get(Request["Counter.Total"]): pass
+    @on
+    async def add(self, message: Counter.Add) -> None: pass
+    @on
+    async def get(self, message: Counter.Get) -> Counter.Total: return Counter.Total()
+"""
+
+
+def test_a_handler_names_the_messages_that_stand_in_its_own_class() -> None:
+    cell: dict[str, Any] = {"__name__": "cell_of_a_notebook"}
+    for _ in range(2):  # run again, it is about its own messages, not about those of the first time
+        exec(SELF_NAMED, cell)  # noqa: S102 -- as a notebook does
+        counter = cell["Counter"]
+        assert set(counter.__handlers__) == {counter.Add, counter.Get}
+
+
+async def test_a_marked_handler_may_be_decorated_and_have_a_second_name() -> None:
+    def tenfold(function: Callable[..., Awaitable[int]]) -> Callable[..., Awaitable[int]]:
+        @functools.wraps(function)
+        async def wrapper(*args: Any) -> int:
+            return 10 * await function(*args)
+
+        return wrapper
+
+    class Taker(Actor[Any]):
+        @tenfold
+        @on
+        async def take(self, message: int) -> int:
+            return message
+
+        take_number = take
+
+    async with open_supervisor() as sup:
+        assert await (await sup.start_child(Taker)).ask(4) == 40
+
+
+def test_a_handler_hidden_in_a_static_method_is_refused() -> None:
+    with pytest.raises(TypeError, match="take is hidden"):
+
+        class Taker(Actor[Any]):
+            @staticmethod
+            @on
+            async def take(message: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "promised", [Annotated[int, "of apples"], Annotated[int | None, ""], Annotated[int, ""] | None]
+)
+def test_an_annotated_reply_is_compared_by_what_is_annotated(promised: Any) -> None:
+    class Count(Request[promised]): ...
+
+    class Counter(Actor[Any]):
+        @on
+        async def count(self, message: Count) -> bool:
+            return True
+
+    with pytest.raises(TypeError, match="promises a reply of type"):
+
+        class Wrong(Actor[Any]):
+            @on
+            async def count(self, message: Count) -> str:
+                return ""
