@@ -183,11 +183,13 @@ class Cell:
 
     def leave(self) -> None:
         """End normally after the current message."""
+        self.check_thread()
         self._left = self._has_attention = True
 
     @property
     def timers(self) -> Timers:
         """The timers of this incarnation."""
+        self.check_thread()
         if self._timers is None:
             self._timers = Timers(trio.current_time, self.check_handled, self._parker.wake)
             self._has_attention = True  # from now on the clock is looked at after each message
@@ -196,13 +198,14 @@ class Cell:
     @property
     def watches(self) -> Watches:
         """Whom this incarnation watches."""
+        self.check_thread()
         if self._watches is None:
             self._watches = Watches(lambda down, is_wanted: self._tell(lambda: self._deliver(down, is_wanted)))
         return self._watches
 
     def start_soon(self, work: Work, args: tuple[Any, ...], then: Callable[[Outcome[Any]], object] | None) -> None:
         """Run background work; its outcome comes back as the message that `then` makes of it."""
-        self._queues[0].check_thread()
+        self.check_thread()
         if self._background is None:
             if self._status.nursery is None:
                 raise RuntimeError("background work can be started while the actor runs")
@@ -211,6 +214,7 @@ class Cell:
 
     def stash(self, message: object) -> None:
         """Put the message in hand aside."""
+        self.check_thread()
         ask = self.ask_in_hand
         if ask is not None and ask.message is message:
             if ask.is_disowned:
@@ -223,15 +227,18 @@ class Cell:
 
     def unstash_all(self) -> None:
         """Have what was put aside handled next."""
+        self.check_thread()
         self._queues[0].unstash()
 
     def become(self, handlers: HandlerTable | None) -> None:
         """Handle messages by this table from the next one on; None is the class's own."""
+        self.check_thread()
         self._handlers = handlers if handlers is not None else self._table
         self._has_attention = True
 
     def reply_later(self) -> Ask | None:
         """Owe the ask in hand its reply; None when the message in hand was only told."""
+        self.check_thread()
         ask = self.ask_in_hand
         if ask is not None and not ask.is_disowned:
             self._disown(ask)
@@ -240,9 +247,13 @@ class Cell:
             self._owed.add(ask)
         return ask
 
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but the actor's."""
+        self._queues[0].check_thread()
+
     def check_handled(self, message: object) -> None:
         """Raise UnhandledMessage unless the actor has a handler for the message; RuntimeError in a wrong thread."""
-        self._queues[0].check_thread()
+        self.check_thread()
         if not self._table.accepts(type(message)):
             raise UnhandledMessage(self._queues[0].path, message, self._table.names)
 

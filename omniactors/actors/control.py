@@ -17,6 +17,7 @@ import trio
 
 from omniactors.actors import notices
 from omniactors.actors.commands import Command, StartCommand, StopCommand
+from omniactors.actors.home import check_thread, this_thread
 from omniactors.actors.keeper import Keeper
 from omniactors.actors.lanes import Parker
 from omniactors.actors.roster import Roster
@@ -100,10 +101,16 @@ class Control:
     def open(self, nursery: trio.Nursery) -> None:
         """Begin to run in `nursery`."""
         self.is_open = True
+        self._thread = this_thread()
         self.nursery = nursery
         self.keeper.open(nursery)
         nursery.start_soon(self._feel_cancellation, name=f"{self._owner.path} (sentinel)")
         nursery.start_soon(self._run, name=f"{self._owner.path} (supervisor)")
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but that of the run; anybody may ask about what has ended."""
+        if self.is_open and not self.ended.is_set():
+            check_thread(self._thread, self._owner.path, "trio.from_thread.run() with the token of its trio run")
 
     def leave_body(self) -> None:
         """The block is left: the children may be stopped."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Literal
 
 import outcome
 import trio
 
+from omniactors.actors.home import check_thread, this_thread
 from omniactors.actors.lanes import Source
 from omniactors.actors.rules import check_choice
 from omniactors.errors import ActorStopped, MailboxFull
@@ -105,16 +105,6 @@ class Waiting:
         self.task = None
         if self.sender is not None:
             self.sender.go_on()
-
-
-def this_thread() -> int:
-    """What `get_ident` says, as the same object each time: every actor keeps it."""
-    return _same(get_ident())
-
-
-@lru_cache(maxsize=16)
-def _same(number: int) -> int:
-    return number
 
 
 class Batch:
@@ -224,11 +214,7 @@ class MailboxQueue(Source):
 
     def check_thread(self) -> None:
         """Raise RuntimeError in any thread but that of the actor's trio run."""
-        if get_ident() != self.thread:
-            raise RuntimeError(
-                f"{self.path} runs in another thread, so this call has changed nothing: "
-                "use ref.from_thread.tell() or ref.from_thread.ask()"
-            )
+        check_thread(self.thread, self.path, "ref.from_thread.tell() or ref.from_thread.ask()")
 
     async def wait_for_room(self, message: object, sender: Place | None) -> None:
         """Append `message` as soon as there is room.

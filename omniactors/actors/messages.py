@@ -337,7 +337,7 @@ def _names_at(owner: type, written: FunctionType) -> dict[str, Any]:
         if name not in written.__globals__ and not hasattr(builtins, name)
     }
     around = {**_enclosing(written), **dict(_closed_over(written))}
-    # The class itself is not known by its name yet, or an older one of that name is: of another run of a notebook's cell.
+    # The class itself has no name yet, or an older one has it: that of a notebook's cell which is run again.
     known = around.get(owner.__name__, written.__globals__.get(owner.__name__, owner))
     if getattr(known, "__qualname__", "") == owner.__qualname__ and known.__module__ == owner.__module__:
         around[owner.__name__] = owner

@@ -84,6 +84,7 @@ class PoolRef(ActorRef[M_contra]):
         when a member would so wait for its own end. Cancelled midway, members that were told to
         leave do so, and the one that was being started is not there.
         """
+        self._queue.check_thread()
         await self._crew.resize(size)
 
     def statistics(self) -> PoolStatistics:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import trio
 
+from omniactors.actors.home import check_thread, this_thread
 from omniactors.actors.refs import ActorRef
 from omniactors.errors import ActorStopped, NameTaken, ServiceNotFound, SupervisorClosed
 
@@ -57,10 +58,17 @@ class Names:
         self._keys_of: dict[ChildRef, dict[ServiceKey[Any], None]] = {}
         self._waiting: dict[ServiceKey[Any], trio.lowlevel.ParkingLot] = {}
         self._is_closed = False
+        self._thread = this_thread()
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but that of the tree's run."""
+        if not self._is_closed:
+            check_thread(self._thread, self._path, "trio.from_thread.run_sync() with the token of its trio run")
 
     def open(self) -> None:
         """The tree runs (again)."""
         self._is_closed = False
+        self._thread = this_thread()
 
     def close(self) -> None:
         """The tree has ended: nobody is going to register any more."""
@@ -165,6 +173,7 @@ class Registry:
         carries the holder, if the key is unique (here or where the holder used it), ActorStopped
         when the actor has ended, and ValueError for an actor of another tree.
         """
+        self.names.check_thread()
         who = self._who(ref)
         if who.registry != self:
             raise ValueError(f"{who.path} belongs to another tree, and each tree has a registry of its own")
@@ -174,6 +183,7 @@ class Registry:
 
     def unregister(self, key: ServiceKey[M], ref: ActorRef[M] | None = None) -> None:
         """Let `ref`, or the actor itself, no longer be found under `key`; harmless when it was not."""
+        self.names.check_thread()
         self.names.remove(key, self._who(ref))
 
     def lookup(self, key: ServiceKey[M]) -> ActorRef[M]:
@@ -193,6 +203,7 @@ class Registry:
         Raises SupervisorClosed when the tree ends meanwhile. Children start one after the other:
         waiting while one starts for one that starts later never ends by itself.
         """
+        self.names.check_thread()
         await trio.lowlevel.checkpoint()
         while True:
             ref = self.find(key)

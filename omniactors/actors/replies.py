@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from threading import get_ident
 from typing import TYPE_CHECKING, Final, Never, cast
 
+from omniactors.actors.home import check_thread, this_thread
 from omniactors.errors import AskFailed
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ReplyHandle:
     def __init__(self, ask: Ask | None, path: str) -> None:
         self._ask = ask
         self._path = path
-        self._thread = get_ident()
+        self._thread = this_thread()
 
     @property
     def is_wanted(self) -> bool:
@@ -59,11 +59,7 @@ class ReplyHandle:
             self._ask.fail(failure)
 
     def _check_thread(self) -> None:
-        if get_ident() != self._thread:
-            raise RuntimeError(
-                f"{self._path} runs in another thread, so this call has changed nothing: "
-                "use trio.from_thread.run_sync(handle.reply, value)"
-            )
+        check_thread(self._thread, self._path, "trio.from_thread.run_sync(handle.reply, value)")
 
 
 class Owed:

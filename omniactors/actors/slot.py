@@ -48,6 +48,10 @@ class SlotOwner(Protocol):
         """Tells the world."""
         ...
 
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but that of the supervisor's run."""
+        ...
+
     def inspect_slot(self, slot: Slot) -> ChildInfo:
         """What the slot's child is doing."""
         ...
@@ -171,6 +175,7 @@ class Slot:
 
     def call_at_end(self, told: Callable[[ExitReason], None]) -> None:
         """Have `told` called when the present incarnation ends, at once when none is alive."""
+        self.supervisor.check_thread()
         if self.run is not None:
             self.run.call_at_end(told)
         else:
@@ -184,6 +189,7 @@ class Slot:
     async def wait_stopped(self) -> ExitReason:
         """Wait until no incarnation is alive and none is to come; cancellable."""
         while self.state != "stopped" or self.reason is None:
+            self.supervisor.check_thread()
             if self._stopped is None:
                 self._stopped = trio.Event()
             await self._stopped.wait()

@@ -51,7 +51,8 @@ class Supervisor:
     """Runs children and keeps them running. Made by `open_supervisor`, `run_supervisor` or `subtree`.
 
     Requests are served one after the other, in the order they came; questions are answered at
-    once. All methods belong to the trio run of the supervisor.
+    once. All methods belong to the trio run of the supervisor; those that change something or wait raise
+    RuntimeError in another thread.
     """
 
     control_type: ClassVar[type[Control]] = Control
@@ -162,12 +163,18 @@ class Supervisor:
         finally:
             host.go_on()
 
+    def check_thread(self) -> None:
+        """Raise RuntimeError in any thread but that of the supervisor's run."""
+        self._control.check_thread()
+
     def request_stop(self) -> None:
         """Ask the supervisor to stop its children in order and end; idempotent, returns at once."""
+        self.check_thread()
         self._control.request_stop()
 
     def stop_now(self) -> None:
         """Ask the supervisor to end without grace: everything left is cancelled at once."""
+        self.check_thread()
         self._control.stop_now()
 
     def killed_with_it(self) -> list[Incarnation]:
@@ -176,10 +183,12 @@ class Supervisor:
 
     async def wait_stopping(self) -> None:
         """Wait until the supervisor is about to end, whatever the reason; cancellable."""
+        self.check_thread()
         await self._control.keeper.stopping.wait()
 
     async def wait_ended(self) -> None:
         """Wait until every child has ended; cancellable."""
+        self.check_thread()
         await self._control.ended.wait()
 
     async def wait_children(self) -> None:
@@ -187,6 +196,7 @@ class Supervisor:
 
         Instead of leaving the block, which stops the children.
         """
+        self.check_thread()
         await self._control.roster.wait_idle()
 
     # -- questions ------------------------------------------------------------------------------
@@ -283,6 +293,7 @@ class Supervisor:
         id in use, SupervisorClosed, and DeadlockError when a child that is being started or stopped
         asks its own supervisor. Cancelled before the child is ready: the start is undone.
         """
+        self.check_thread()
         spec = as_spec(what, args)
         self.flags.check_spec(spec)
         control = self._control
@@ -302,6 +313,7 @@ class Supervisor:
         """
         if math.isnan(deadline) or deadline < 0:
             raise ValueError(f"deadline must be a number of seconds of at least 0, not {deadline!r}")
+        self.check_thread()
         check_not_inside(self.place)
         control = self._control
         if control.is_open and not control.ended.is_set():
@@ -322,12 +334,14 @@ class Supervisor:
 
         Raises ChildNotFound, ChildRunning, ChildRestarting, and ChildStartError (the spec stays).
         """
+        self.check_thread()
         control = self._control
         slot = control.roster.get(child_id)
         return await control.request(StartCommand(lambda command: control.begin_again(slot, command)))
 
     async def delete_child(self, child_id: Hashable) -> None:
         """Forget a stopped child. Raises ChildNotFound, ChildRunning and ChildRestarting."""
+        self.check_thread()
         control = self._control
         slot = control.roster.get(child_id)
         command: Command[None] = ActionCommand(lambda _command: control.delete(slot))
@@ -335,6 +349,7 @@ class Supervisor:
 
     async def stop_slot(self, slot: Slot) -> None:
         """As `stop_child`, by slot: what `ChildRef.stop` calls."""
+        self.check_thread()
         check_not_inside(slot.place)
         if slot.state == "stopped" and slot.reason is not None:  # not one that is yet to be started with the others
             await trio.lowlevel.checkpoint()
@@ -346,6 +361,7 @@ class Supervisor:
 
     async def stop_slot_now(self, slot: Slot) -> None:
         """Stop without grace: what `ChildRef.stop_now` calls."""
+        self.check_thread()
         check_not_inside(slot.place)
         await trio.lowlevel.checkpoint_if_cancelled()
         kill(slot)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import outcome
 import trio
 
-from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting, this_thread
+from omniactors.actors.home import this_thread
+from omniactors.actors.mailbox import Ask, Mailbox, MailboxQueue, Waiting
 from omniactors.errors import MailboxFull
 
 if TYPE_CHECKING:
