@@ -10,6 +10,8 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omniactors.errors import OmniActorsError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,18 +30,26 @@ _STANDARD = sysconfig.get_path("stdlib") + os.sep
 def user_traceback(error: BaseException) -> str:
     """The error as Python prints it, in the user's own frames and those of their libraries.
 
-    An error that never was in any code of the user's keeps all its frames: it is ours to understand. That of which
-    only the message is of use is given without a traceback of its own.
+    An error that never was in any code of the user's keeps all its frames: it is ours to understand.
+    One of omniactors' own is raised on purpose, and one of the compiler's shows the line: they are shown
+    without any frame of ours.
     """
     shown = traceback.TracebackException.from_exception(error)
+    says_all = isinstance(error, OmniActorsError | SyntaxError)
     parts = list(_parts(shown))
     theirs = [[frame for frame in part.stack if not frame.filename.startswith(_MACHINERY)] for part in parts]
-    if any(theirs):
-        for part, frames in zip(parts, theirs, strict=True):
-            # What of the standard library led to their code is of no more help, as contextlib's __aenter__.
-            own = list(dropwhile(_is_standard, frames))
-            part.stack = traceback.StackSummary.from_list(own or frames)
-    return "".join(shown.format())
+    if not says_all and not any(theirs):
+        return "".join(shown.format())
+    for part, frames in zip(parts, theirs, strict=True):
+        # What of the standard library led to their code is of no more help, as contextlib's __aenter__.
+        own = list(dropwhile(_is_standard, frames))
+        part.stack = traceback.StackSummary.from_list(own or frames)
+    return "".join(shown.format() if any(theirs) else shown.format_exception_only())
+
+
+def shows_code(report: str) -> bool:
+    """Whether there is any code in such a text, and not only what the error says."""
+    return '  File "' in report
 
 
 def _is_standard(frame: traceback.FrameSummary) -> bool:

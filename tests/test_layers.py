@@ -10,7 +10,8 @@ import pytest
 from tests.source import Import, imports, modules, own_imports
 
 LAYERS = [
-    ["omniactors.errors", "omniactors.backoff", "omniactors.redaction", "omniactors.tracebacks"],
+    ["omniactors.errors", "omniactors.backoff", "omniactors.redaction"],
+    ["omniactors.tracebacks"],
     ["omniactors.settings", "omniactors.streams.envelope"],
     ["omniactors.streams.settlement"],
     ["omniactors.events"],

@@ -21,7 +21,7 @@ from omniactors.actors.notices import (
     SupervisorGaveUp,
 )
 from omniactors.errors import SupervisionError, shown
-from omniactors.tracebacks import user_traceback
+from omniactors.tracebacks import shows_code, user_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,8 @@ class Teller:
         return count <= BURST
 
     def _write(self, level: int, line: str, error: BaseException | None) -> None:
-        text = line if error is None else f"{line}\n{user_traceback(error).rstrip()}"
+        report = "" if error is None else user_traceback(error).rstrip()
+        text = f"{line}\n{report}" if shows_code(report) else line
         logger.log(level, "%s", text if len(text) <= LONGEST else f"{text[:LONGEST]}\n...")
 
 

@@ -146,7 +146,7 @@ def _settlement(delivery: Delivery, outcome: Outcome, subscription: Subscription
         if isinstance(outcome, Succeeded) and inspect.iscoroutine(outcome.value):
             outcome.value.close()  # returned without an await: the error says so, and no warning has to
         # The handler has done its work, and would return the same again: trying again helps nobody.
-        refused = Failed(error=error_info(error.with_traceback(None)), final=True)
+        refused = Failed(error=error_info(error), final=True)
         return _decide(delivery, refused, subscription, seconds)
 
 

@@ -10,6 +10,8 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from omniactors.tracebacks import shows_code
+
 if TYPE_CHECKING:
     from omniactors.agents.settler import Fate, Job
     from omniactors.streams.settlement import ErrorInfo
@@ -79,7 +81,7 @@ class FailureLog:
         self._ends = min(self._ends, now + PERIOD)
         count = self._told[kind] = self._told.get(kind, 0) + 1
         if count <= BURST:
-            logger.log(level, "%s", f"{line}\n{report.rstrip()}" if report else line)
+            logger.log(level, "%s", f"{line}\n{report.rstrip()}" if shows_code(report) else line)
         else:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
 

@@ -190,7 +190,7 @@ class Router(Actor[Any]):
             key, passes = entry.key, entry.deliveries - entry.attempts
             is_other = others is None or others.get((key.topic, key.agent), set()) - {subscription.fingerprint}
             if passes > MAX_PASSES or not is_other or readable(entry) is None:
-                self._bury(subscription, entry, "decode", error_info(error.with_traceback(None)))
+                self._bury(subscription, entry, "decode", error_info(error))
                 continue
             if passes == 1:
                 logger.warning(
@@ -322,6 +322,7 @@ class Router(Actor[Any]):
     def _recovered(self) -> None:
         if self._failures:
             self._failures = 0
+            logger.warning("the store answers again, events are fetched")
             self._services.bus.publish(Event(event_type="backend.recovered"))
 
 

@@ -146,15 +146,20 @@ def delete(
     chosen = _chosen(argument, name)
     _ask(f"Delete agent {chosen}, with what waits for it alone? [y/N] ", is_sure=is_sure)
 
-    async def work(omni: OmniActors) -> None:
+    async def work(omni: OmniActors) -> list[str]:
+        streams = await omni.streams.list()
         with _as_command_error():
             await omni.agents.delete(chosen, dead_letters=dead_letters, force=force)
+        theirs = [(stream.topic, each.dead) for stream in streams for each in stream.groups if each.agent == chosen]
+        return [topic for topic, dead in theirs if dead and not dead_letters]
 
-    ask_system(work)
+    kept = ask_system(work)
     if output is Format.JSON:
         print_json({"agent": chosen, "deleted": True})
-    else:
-        notice(f"{chosen} is deleted")
+        return
+    notice(f"{chosen} is deleted")
+    for topic in kept:
+        _say_kept(topic)
 
 
 @app.command("delete-topic")
@@ -171,15 +176,22 @@ def delete_topic(
     chosen = _chosen(topic, option, "one topic; omniactors streams list shows them")
     _ask(f"Delete topic {chosen}, with all its events? [y/N] ", is_sure=is_sure)
 
-    async def work(omni: OmniActors) -> int:
+    async def work(omni: OmniActors) -> tuple[int, bool]:
         with _as_command_error():
-            return await omni.agents.delete_topic(chosen, dead_letters=dead_letters, force=force)
+            number = await omni.agents.delete_topic(chosen, dead_letters=dead_letters, force=force)
+        return number, bool(await omni.streams.dlq(chosen, limit=1))
 
-    number = ask_system(work)
+    number, has_letters = ask_system(work)
     if output is Format.JSON:
         print_json({"topic": chosen, "deleted": number})
-    else:
-        notice(f"{chosen} is deleted, with {counted(number, 'event')}")
+        return
+    notice(f"{chosen} is deleted, with {counted(number, 'event')}")
+    if has_letters:
+        _say_kept(chosen)
+
+
+def _say_kept(topic: str) -> None:
+    notice(f"Its dead letters at {topic} are kept; delete them with: omniactors streams purge --topic {topic}")
 
 
 def _ask(question: str, *, is_sure: bool) -> None:

@@ -14,8 +14,7 @@ from rich.text import Text
 
 import omniactors
 from omniactors.cli import agents, configuration, health, storage, streams, tasks
-from omniactors.cli.exits import ExitCode, OutputClosed, OutputFailed, exit_code, expected_error
-from omniactors.cli.loading import UserCodeError
+from omniactors.cli.exits import ExitCode, OutputClosed, OutputFailed, UserCodeError, exit_code, expected_error
 from omniactors.cli.output import (
     Format,
     FormatOption,
@@ -30,6 +29,7 @@ from omniactors.cli.output import (
 )
 from omniactors.cli.run import run
 from omniactors.cli.watch import watch
+from omniactors.errors import ChildStartError
 from omniactors.redaction import redact
 from omniactors.settings import read_settings
 
@@ -118,10 +118,19 @@ def main() -> None:
             known = OutputFailed(error.strerror or "it failed")  # by the help, which is not written by us
         if known is None:
             raise
+        known = _as_users_own(known)
         _tell(known)
         sys.exit(exit_code(known))
     finally:
         flush_notices()
+
+
+def _as_users_own(error: OmniActorsError) -> OmniActorsError:
+    """The same; a start that code of the user's has ended is told as theirs, with their code."""
+    cause = error.__cause__
+    if not isinstance(error, ChildStartError) or cause is None or expected_error(cause) is not None:
+        return error
+    return UserCodeError(f"agent {error.child_id} did not start", cause)
 
 
 def _tell(error: OmniActorsError) -> None:

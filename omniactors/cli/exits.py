@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from omniactors.agents.attempt import error_info
 from omniactors.errors import (
     AgentError,
     BackendError,
@@ -33,6 +34,15 @@ class CommandError(OmniActorsError):
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+class UserCodeError(CommandError):
+    """Code of the user's raised while the program was to start; `report` is the traceback of their code alone."""
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        info = error_info(error)
+        super().__init__(f"{what}: {info.text}")
+        self.report = info.traceback
 
 
 class OutputClosed(CommandError):

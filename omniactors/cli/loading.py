@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import omniactors
 from omniactors.agents.options import LOADED_SCRIPT
-from omniactors.cli.exits import CommandError, ExitCode
+from omniactors.cli.exits import CommandError, ExitCode, UserCodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType, TracebackType
+    from types import ModuleType
 
     from omniactors import Agent, OmniActors
 
@@ -32,14 +31,6 @@ class Program:
     origin: str
     system: OmniActors | None = None
     agents: tuple[type[Agent], ...] = ()
-
-
-class UserCodeError(CommandError):
-    """The user's module raised while it was imported; `report` is the traceback of their code alone."""
-
-    def __init__(self, target: str, error: Exception) -> None:
-        super().__init__(f"{target} could not be imported: {type(error).__name__}: {error}")
-        self.report = "".join(traceback.format_exception(type(error), error, _users_part(error.__traceback__)))
 
 
 def load(target: str) -> Program:
@@ -123,15 +114,4 @@ def _users_code(target: str) -> Iterator[None]:
     except SystemExit as end:
         raise CommandError(f"{target} called sys.exit({end.code!r}) while it was imported, so nothing runs") from end
     except Exception as error:
-        raise UserCodeError(target, error) from error
-
-
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame that is neither ours nor the import machinery's."""
-    part = trace
-    while part is not None:
-        name = part.tb_frame.f_code.co_filename
-        if name != __file__ and not name.startswith("<frozen importlib") and "importlib/__init__" not in name:
-            return part
-        part = part.tb_next
-    return None
+        raise UserCodeError(f"{target} could not be imported", error) from error

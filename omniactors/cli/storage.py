@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from omniactors.cli.exits import CommandError, ExitCode
-from omniactors.cli.output import notice
+from omniactors.cli.output import Format, FormatOption, notice, print_json
 from omniactors.cli.session import missing_store, store_name, with_system
 from omniactors.settings import read_settings
 
@@ -24,20 +24,29 @@ def group() -> None:
 
 @app.command()
 def backup(
-    file: FileArgument, *, force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it exists.")] = False
+    file: FileArgument,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE if it exists.")] = False,
+    output: FormatOption = Format.TEXT,
 ) -> None:
     """Copy all that is stored now to FILE, while everything goes on running."""
     missing = missing_store(read_settings())
     if missing is not None:
         raise CommandError(f"there is no store at {missing} yet, and so nothing to back up", ExitCode.FAILED)
     target = with_system(lambda omni: omni.storage.backup(file, overwrite=force))
-    notice(f"Backed up {store_name()} to {target}.")
+    if output is Format.JSON:
+        print_json({"backup": str(target)})
+    else:
+        notice(f"Backed up {store_name()} to {target}.")
 
 
 @app.command()
-def restore(file: FileArgument) -> None:
+def restore(file: FileArgument, *, output: FormatOption = Format.TEXT) -> None:
     """Put the backup FILE in the place of the store, while nothing runs; the replaced one is kept."""
     aside = with_system(lambda omni: omni.storage.restore(file))
+    if output is Format.JSON:
+        print_json({"restored": str(file), "kept": None if aside is None else str(aside)})
+        return
     notice(f"Restored {store_name()} from {file}.")
     if aside is not None:
         notice(f"What was there before is now {aside}.")

@@ -61,8 +61,11 @@ class AgentOperations:
         groups |= {(record.topic, name) for record in records if record.name == name}
         if not groups:
             known = {record.name for record in records}
-            raise AgentError(f"there is no agent {check_name(name)!r}{near(name, known)}")
-        await self._delete(groups, f"agent {name!r}", dead_letters=dead_letters, force=force)
+            raise _no_agent(name, known)
+        await self._check_unused(groups, f"agent {name!r}", force=force)
+        for topic, agent in groups if dead_letters else ():
+            await self._purge(topic, DeadFilter(agent=agent))
+        await self._backend.delete_groups(sorted(groups))
 
     async def delete_topic(self, topic: str, *, dead_letters: bool = False, force: bool = False) -> int:
         """Forget a topic: all its events, read or not, those that are scheduled, and the agents' groups on it.
@@ -72,28 +75,30 @@ class AgentOperations:
         """
         streams, records = await self._backend.streams(), await self._backend.list_agents()
         known = {stream.topic for stream in streams} | {record.topic for record in records}
-        if check_topic(topic) not in known:
+        if check_topic(topic) not in known and not await self._backend.dead_letters(topic, limit=1):
             raise AgentError(f"there is no topic {topic!r}{near(topic, known)}")
         groups = {(topic, record.name) for record in records if record.topic == topic}
         groups |= {(topic, group.agent) for stream in streams if stream.topic == topic for group in stream.groups}
-        await self._delete(groups, f"topic {topic!r}", dead_letters=dead_letters, force=force)
+        await self._check_unused(groups, f"topic {topic!r}", force=force)
+        if dead_letters:  # those of agents that were deleted before, too
+            await self._purge(topic, DeadFilter())
+        await self._backend.delete_groups(sorted(groups))
         return await self._backend.delete_stream(topic)
 
-    async def _delete(self, groups: set[tuple[str, str]], what: str, *, dead_letters: bool, force: bool) -> None:
+    async def _check_unused(self, groups: set[tuple[str, str]], what: str, *, force: bool) -> None:
         live = [runtime for runtime in await self._backend.runtimes() if _serves(runtime, groups)]
         if live and not force:
             where = ", ".join(f"{runtime.pid} on {runtime.host}" for runtime in live)
             raise AgentError(f"{what} is in use by process {where}: stop that first, or force it")
-        for topic, agent in groups if dead_letters else ():
-            while await self._backend.purge_dead(topic, DeadFilter(agent=agent), limit=AT_ONCE):
-                pass
-        await self._backend.delete_groups(sorted(groups))
+
+    async def _purge(self, topic: str, where: DeadFilter) -> None:
+        while await self._backend.purge_dead(topic, where, limit=AT_ONCE):
+            pass
 
     async def _check_known(self, name: str) -> None:
         known = {record.name for record in await self._backend.list_agents()} | {WEBHOOK_AGENT}
         if check_name(name) not in known:
-            names = ", ".join(sorted(known - {WEBHOOK_AGENT})) or "none yet"
-            raise AgentError(f"there is no agent {name!r}; there are: {names}{near(name, known)}")
+            raise _no_agent(name, known)
 
     async def resume(self, name: str) -> None:
         """End a pause; nothing happens when the agent is not paused."""
@@ -102,6 +107,11 @@ class AgentOperations:
     async def paused(self) -> List[str]:
         """The names of the agents that are paused, sorted."""
         return sorted(await self._backend.paused())
+
+
+def _no_agent(name: str, known: set[str]) -> AgentError:
+    names = ", ".join(sorted(known - {WEBHOOK_AGENT})) or "none yet"
+    return AgentError(f"there is no agent {check_name(name)!r}; there are: {names}{near(name, known)}")
 
 
 def _serves(runtime: RuntimeRecord, groups: set[tuple[str, str]]) -> bool:

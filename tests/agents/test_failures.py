@@ -122,6 +122,42 @@ async def test_an_event_that_is_rejected_is_told_once(caplog: pytest.LogCaptureF
     assert not told(caplog, logging.WARNING)
 
 
+class Hasty(Agent, topic="hasty", name="hasty", timeout=0.01, retry=RetryPolicy(max_attempts=1)):
+    async def handle(self, event: EventEnvelope[Any]) -> None:
+        await trio.sleep_forever()
+
+
+class Numbers(Agent, topic="numbers", name="numbers"):
+    async def handle(self, event: EventEnvelope[list[int]]) -> None:
+        raise AssertionError("never reached")
+
+
+class Odd(Agent, topic="odd", name="odd"):
+    async def handle(self, event: EventEnvelope[Any]) -> Any:
+        return {"x": object()}
+
+
+@pytest.mark.parametrize(
+    ("agent", "topic", "sentence"),
+    [
+        (Hasty, "hasty", "HandlerTimeout: the handler took longer than 0.01 s"),
+        (Numbers, "numbers", "EntryError: the entry is no event that this agent can read: Expected `array`"),
+        (Odd, "odd", "ContentError: content is not JSON at $.x: an object is no JSON value"),
+    ],
+)
+async def test_a_dead_event_whose_sentence_says_all_shows_no_frames_of_ours(
+    caplog: pytest.LogCaptureFixture, agent: type[Agent], topic: str, sentence: str
+) -> None:
+    async with running(agent) as omni:
+        with pytest.raises(TaskFailed) as caught:
+            await omni.wait_result(await omni.publish(topic, {}))
+        await until(lambda: told(caplog, logging.ERROR) != [])
+    (line,) = told(caplog, logging.ERROR)
+    assert line.startswith(f"agent {topic}: {sentence}")
+    assert "\n" not in line
+    assert "File" not in caught.value.traceback
+
+
 async def test_who_asks_to_be_tried_later_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
     class Patient(Agent, topic="patient", name="patient"):
         async def handle(self, event: EventEnvelope[Any]) -> int:

@@ -192,3 +192,17 @@ async def test_the_doctor_says_what_is_paused_what_is_full_and_what_is_dead() ->
             ours = ("paused agents", "room in the streams", "dead letters")
             assert all(findings[check].status == "warning" and findings[check].advice for check in ours)
     await omni.shutdown()
+
+
+async def test_a_topic_is_deleted_with_the_dead_letters_of_agents_that_were_deleted_before(omni: OmniActors) -> None:
+    Picky.accepts = False
+    omni.add(Picky)
+    async with omni:
+        await omni.publish("picky", "key")
+        await dead_letters(omni, 1)
+    await omni.agents.delete("picky")
+    assert len(await omni.streams.dlq("picky")) == 1
+    await omni.agents.delete_topic("picky", dead_letters=True)
+    assert await omni.streams.dlq("picky") == []
+    with pytest.raises(AgentError, match="there is no topic 'picky'"):
+        await omni.agents.delete_topic("picky")

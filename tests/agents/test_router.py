@@ -50,7 +50,8 @@ def event(content: object, topic: str = "plain") -> EventEnvelope[Any]:
 # -- a store that fails -----------------------------------------------------------------------------
 
 
-async def test_a_store_that_cannot_be_fetched_from_is_asked_again() -> None:
+async def test_a_store_that_cannot_be_fetched_from_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "omniactors.agents")
     scene = Scene(Plain)
     scene.store.before["fetch"] = [DOWN, DOWN]
     async with watching(scene, "backend.*") as watcher, scene.running():
@@ -58,6 +59,7 @@ async def test_a_store_that_cannot_be_fetched_from_is_asked_again() -> None:
         assert await scene.tasks.wait_result(ids[-1]) == 9
         assert [seen.event_type for seen in watcher.seen] == ["backend.disconnected", "backend.recovered"]
     assert Plain.seen == list(range(10))
+    assert "the store answers again, events are fetched" in caplog.messages
 
 
 async def test_a_store_that_cannot_be_watched_is_fetched_from_all_the_same() -> None:

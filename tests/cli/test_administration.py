@@ -262,9 +262,14 @@ def test_the_store_is_backed_up_while_it_runs_and_put_back_when_it_does_not(
     again = store("storage", "backup", "copy.db")
     assert (again.code, "exists already" in again.stderr) == (1, True)
     assert store("storage", "backup", "copy.db", "--force").code == 0
-    refused = store("storage", "restore", "copy.db")
+    document = store("storage", "backup", "copy.db", "--force", "-f", "json").document()
+    assert document == {"backup": str(tmp_path / "copy.db")}
+    refused = store("storage", "restore", "copy.db", "-f", "json")
     assert refused.code != 0
-    assert "is in use" in refused.stderr
+    assert "is in use" in refused.document()["error"]
+    (tmp_path / "elsewhere").mkdir()
+    done = cli("storage", "restore", "copy.db", "-f", "json", OMNIACTORS_URL="sqlite:///elsewhere/omniactors.db")
+    assert done.document() == {"restored": "copy.db", "kept": None}
 
 
 def test_a_store_that_is_not_there_is_not_made_by_its_backup(tmp_path: Path, cli: Cli) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ import pytest
 import trio
 
 from omniactors import Agent, EventEnvelope, OmniActors, Reject
-from tests.cli.command import COMMAND, command, environment, omniactors, running
+from tests.cli.command import COMMAND, Finished, environment, running
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.cli.conftest import Cli
 
 AGENTS = """
@@ -133,34 +136,37 @@ def test_a_slip_of_the_hand_is_told_with_the_near_name(cli: Cli, arguments: tupl
     assert near in done.document()["error"]
 
 
-async def test_it_is_said_that_nobody_reads_a_topic_and_which_one_was_meant(tmp_path: Path) -> None:
+async def beside(cli: Cli, *arguments: str, **settings: str) -> Finished:
+    """As `cli`, while a runner is followed: a command has a trio run of its own."""
+    return await trio.to_thread.run_sync(lambda: cli(*arguments, **settings))
+
+
+async def test_it_is_said_that_nobody_reads_a_topic_and_which_one_was_meant(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS)
     async with running(tmp_path, "agents.py"):
-        done = await command(tmp_path, "task", "publish", "-t", "greet.usr", "-c", "{}", "--wait", "0.1")
+        done = await beside(cli, "task", "publish", "-t", "greet.usr", "-c", "{}", "--wait", "0.1")
         assert done.code == 1
         assert "nobody reads greet.usr, and no agent ever has; did you mean 'greet.user'?" in done.stderr
         assert "it is pending: queued at greet.usr" in done.stderr
-        found = (await command(tmp_path, "doctor")).stdout
+        found = (await beside(cli, "doctor")).stdout
         assert "nobody reads greet.usr" in found
         assert "did you mean 'greet.user'?" in found
-        done = await command(tmp_path, "task", "publish", "-t", "greet.user", "-c", '{"name": "A"}', "--wait", "9")
+        done = await beside(cli, "task", "publish", "-t", "greet.user", "-c", '{"name": "A"}', "--wait", "9")
         assert (done.code, "nobody" in done.stderr) == (0, False)
-    done = await command(tmp_path, "task", "publish", "-t", "greet.user", "-c", "{}", "--wait", "0", "-f", "json")
+    done = await beside(cli, "task", "publish", "-t", "greet.user", "-c", "{}", "--wait", "0", "-f", "json")
     assert done.document()["hint"] == "no running process reads greet.user at the moment"
 
 
-async def test_unknown_queued_running_and_expired_tasks_are_told_apart(tmp_path: Path) -> None:
+async def test_unknown_queued_running_and_expired_tasks_are_told_apart(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS)
 
     async def state(task_id: str) -> str:
-        done = await command(
-            tmp_path, "task", "result", "--task-id", task_id, "-f", "json", OMNIACTORS_RESULT_TTL="0.5"
-        )
+        done = await beside(cli, "task", "result", "--task-id", task_id, "-f", "json", OMNIACTORS_RESULT_TTL="0.5")
         assert done.code == (0 if done.document()["status"] == "success" else 1)
         return str(done.document().get("state", done.document()["status"]))
 
     async def publish(*arguments: str) -> str:
-        return (await command(tmp_path, "task", "publish", *arguments)).stdout.strip()
+        return (await beside(cli, "task", "publish", *arguments)).stdout.strip()
 
     async with running(tmp_path, "agents.py", OMNIACTORS_RESULT_TTL="0.5"):
         queued, running_, late = [
@@ -177,69 +183,69 @@ async def test_unknown_queued_running_and_expired_tasks_are_told_apart(tmp_path:
                 await trio.sleep(0.1)
         states = {task_id: await state(task_id) for task_id in (queued, running_, late, "0000", str(os.getpid()))}
         assert list(states.values()) == ["queued", "running", "scheduled", "unknown", "unknown"]
-        text = await command(tmp_path, "task", "result", "--task-id", "0000")
+        text = await beside(cli, "task", "result", "--task-id", "0000")
         assert "it is unknown in sqlite:///" in text.stderr
-        text = await command(tmp_path, "task", "result", "--task-id", running_)
+        text = await beside(cli, "task", "result", "--task-id", running_)
         assert "running at slow for slow" in text.stderr
 
 
-async def test_an_agent_that_gave_up_is_an_error_everywhere_and_comes_back_on_demand(tmp_path: Path) -> None:
+async def test_an_agent_that_gave_up_is_an_error_everywhere_and_comes_back_on_demand(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS + "\nruntime.CURE = Backoff(initial=3600, maximum=3600)\n")
     async with running(tmp_path, "agents.py") as runner:
-        assert (await command(tmp_path, "health", "-f", "json")).document()["status"] == "ok"
+        assert (await beside(cli, "health", "-f", "json")).document()["status"] == "ok"
         (tmp_path / "broken").touch()
         await runner.logged("agent frail gave up: OSError: no disk")
         with trio.fail_after(20):
-            while (await command(tmp_path, "health")).code != 1:  # noqa: ASYNC110 -- another process reports
+            while (await beside(cli, "health")).code != 1:  # noqa: ASYNC110 -- another process reports
                 await trio.sleep(0.1)
         for words in (("health",), ("doctor",), ("agent", "list"), ("agent", "list", "-f", "compact")):
-            done = await command(tmp_path, *words)
+            done = await beside(cli, *words)
             assert done.code == 1, words
             assert "frail" in done.stdout
             assert "OSError: no disk" in done.stdout
-        (listed,) = (await command(tmp_path, "agent", "list", "-f", "json")).document()["frail"]
+        (listed,) = (await beside(cli, "agent", "list", "-f", "json")).document()["frail"]
         assert listed["gave_up"] == "OSError: no disk"
         (tmp_path / "broken").unlink()
-        done = await command(tmp_path, "agent", "restart", "frail")
+        done = await beside(cli, "agent", "restart", "frail")
         assert done.stderr.startswith("frail is tried again in 1 process")
-        done = await command(tmp_path, "task", "publish", "-t", "frail", "-c", "7", "--wait", "20", "-f", "json")
+        done = await beside(cli, "task", "publish", "-t", "frail", "-c", "7", "--wait", "20", "-f", "json")
         assert done.document()["result"] == 7
-        assert (await command(tmp_path, "agent", "restart", "frail")).stderr.startswith("frail has given up nowhere")
+        assert (await beside(cli, "agent", "restart", "frail")).stderr.startswith("frail has given up nowhere")
 
 
-async def test_a_renamed_agent_is_named_by_doctor_and_deleted(tmp_path: Path) -> None:
+async def test_a_renamed_agent_is_named_by_doctor_and_deleted(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS)
     async with running(tmp_path, "agents.py"):
-        done = await command(tmp_path, "agent", "delete", "greeter")
+        done = await beside(cli, "agent", "delete", "greeter")
         assert done.code == 1
         assert "is in use by process" in done.stderr
     (tmp_path / "agents.py").write_text(AGENTS.replace('name="greeter"', 'name="welcomer"'))
     async with running(tmp_path, "agents.py"):
         name = '{"name": "A"}'
-        await command(tmp_path, "task", "publish", "-t", "greet.user", "-c", name, "--wait", "20")
-        found = (await command(tmp_path, "doctor")).stdout
+        await beside(cli, "task", "publish", "-t", "greet.user", "-c", name, "--wait", "20")
+        found = (await beside(cli, "doctor")).stdout
         assert "greeter on greet.user (not for" in found
         assert "1 event waiting" in found
-        assert (await command(tmp_path, "agent", "delete", "greeter")).code == 0
-        found = (await command(tmp_path, "doctor", "-f", "json")).document()
+        assert (await beside(cli, "agent", "delete", "greeter")).code == 0
+        found = (await beside(cli, "doctor", "-f", "json")).document()
         assert {finding["status"] for finding in found if finding["check"] == "unserved agents"} == {"ok"}
         (stream,) = [
             each
-            for each in (await command(tmp_path, "streams", "list", "-f", "json")).document()
+            for each in (await beside(cli, "streams", "list", "-f", "json")).document()
             if each["topic"] == "greet.user"
         ]
         assert (stream["length"], [group["agent"] for group in stream["groups"]]) == (0, ["welcomer"])
-    await command(tmp_path, "task", "publish", "-t", "gone", "-c", "1")
-    done = await command(tmp_path, "agent", "delete-topic", "gone", "-f", "json")
+    await beside(cli, "task", "publish", "-t", "gone", "-c", "1")
+    done = await beside(cli, "agent", "delete-topic", "gone", "-f", "json")
     assert done.document() == {"topic": "gone", "deleted": 1}
-    done = await command(tmp_path, "agent", "delete-topic", "gone")
+    done = await beside(cli, "agent", "delete-topic", "gone")
     assert (done.code, "there is no topic 'gone'" in done.stderr) == (1, True)
 
 
-async def test_a_failing_handler_is_told_on_the_terminal(tmp_path: Path) -> None:
+async def test_a_failing_handler_is_told_on_the_terminal(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS)
     async with running(tmp_path, "agents.py") as runner:
-        await command(tmp_path, "task", "publish", "-t", "greet.user", "-c", "{}")
+        await beside(cli, "task", "publish", "-t", "greet.user", "-c", "{}")
         await runner.logged("agent greeter: KeyError: 'name'")
         await runner.logged("attempt 1 of 4, next in ")
         assert "Traceback" not in runner.log.read_text()
@@ -253,12 +259,13 @@ class Refuser(Agent, topic="odd", name="refuser → ✓"):
         raise Reject(event.payload.content)
 
 
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
-    """A store with names and contents beyond ASCII."""
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with names and contents beyond ASCII; it is only read."""
+    folder = tmp_path_factory.mktemp("odd")
 
     async def fill() -> None:
-        omni = OmniActors(f"sqlite:///{tmp_path}/.omniactors/omniactors.db")
+        omni = OmniActors(f"sqlite:///{folder}/.omniactors/omniactors.db")
         omni.add(Refuser)
         async with omni:
             await omni.publish("odd", "Zoë → ✓ 🐍")
@@ -268,7 +275,7 @@ def odd(tmp_path: Path) -> Path:
                     await trio.sleep(0.01)
 
     trio.run(fill)
-    return tmp_path
+    return folder
 
 
 SHOWING = [
@@ -294,15 +301,44 @@ SHOWING = [
     ids=str,
 )
 def test_no_terminal_ends_a_command_in_a_traceback(odd: Path, settings: dict[str, str]) -> None:
-    for arguments in SHOWING:
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=odd, env=environment(**settings), capture_output=True, check=False, timeout=60
-        )
-        assert b"Traceback" not in done.stderr, (arguments, done.stderr.decode("utf-8", "replace"))
-        assert done.returncode == (2 if "-x" in arguments else 0), arguments
+    for arguments, (code, out, err) in zip(SHOWING, one_after_another(odd, SHOWING, settings), strict=True):
+        assert b"Traceback" not in err, (arguments, err.decode("utf-8", "replace"))
+        assert code == (2 if "-x" in arguments else 0), arguments
         if "json" in arguments:
-            text = json.dumps(json.loads(done.stdout), ensure_ascii=False)
+            text = json.dumps(json.loads(out), ensure_ascii=False)
             assert "→" in text
+
+
+IN_ONE_PROCESS = """
+import json, sys
+from omniactors.cli import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["omniactors", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            stream.buffer.write(b"\\0%d\\0" % (end.code or 0))
+            stream.flush()
+"""
+
+
+def one_after_another(
+    folder: Path, commands: Sequence[tuple[str, ...]], settings: dict[str, str]
+) -> list[tuple[int, bytes, bytes]]:
+    """How each of these commands ends: its code, stdout and stderr; they share a process, which is slow to start."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", IN_ONE_PROCESS, json.dumps(commands)],
+        cwd=folder,
+        env=environment(**settings),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    *outs, _ = done.stdout.split(b"\0")
+    *errs, _ = done.stderr.split(b"\0")
+    return [(int(code), out, err) for out, code, err in zip(outs[::2], outs[1::2], errs[::2], strict=True)]
 
 
 FULL = Path("/dev/full")
@@ -334,19 +370,19 @@ def test_notices_that_cannot_be_written_change_nothing(odd: Path) -> None:
         assert into(odd, "doctor", stderr=full)[0] == 0
 
 
-def test_a_dotenv_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+def test_a_dotenv_of_a_windows_editor_is_read(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_bytes(b"\xef\xbb\xbfOMNIACTORS_URL=sqlite:///here.db\r\nOMNIACTORS_GRACE=5\r\n")
-    done = omniactors(tmp_path, "info", "-f", "json")
+    done = cli("info", "-f", "json")
     assert done.document()["store"] == f"sqlite:///{tmp_path}/here.db"
     for text in ("utf-16", "utf-16-le"):
         file.write_text("OMNIACTORS_TOKEN=s3cret\n", encoding=text)
-        done = omniactors(tmp_path, "info")
+        done = cli("info")
         assert done.code == 2
         assert "save it as UTF-8" in done.stderr
         assert "s3cret" not in done.stderr
     file.write_bytes("# grün\nOMNIACTORS_TOKEN=gehe\xefm\n".encode("latin-1"))
-    done = omniactors(tmp_path, "info")
+    done = cli("info")
     assert (done.code, "is not UTF-8 in line 1" in done.stderr) == (2, True)
 
 

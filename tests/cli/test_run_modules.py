@@ -87,6 +87,42 @@ def test_an_error_in_the_module_shows_the_users_own_frames(tmp_path: Path) -> No
     assert done.stderr.endswith("error: module.py could not be imported: RuntimeError: my own fault\n")
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("class A(:\n", "    class A(:\n            ^\n"),
+        ("from omniactors import Agent\nclass A(Agent, topic='a', retires=3):\n    pass\n", "retires=3"),
+    ],
+)
+def test_a_mistake_in_the_module_shows_its_line_and_no_frame_of_ours(
+    cli: Cli, tmp_path: Path, source: str, shown: str
+) -> None:
+    (tmp_path / "module.py").write_text(source)
+    done = cli("run", "module.py")
+    assert shown in done.stderr
+    assert "omniactors/" not in done.stderr
+    assert "importlib" not in done.stderr
+
+
+def test_an_agent_that_does_not_start_is_named_with_its_own_frames(cli: Cli, tmp_path: Path) -> None:
+    source = """
+from omniactors import Agent
+
+class Lifer(Agent, topic="t", name="lifer"):
+    async def on_start(self):
+        raise ConnectionError("no database")
+
+    async def handle(self, event):
+        return None
+"""
+    (tmp_path / "module.py").write_text(source)
+    done = cli("run", "module.py")
+    assert done.code == 1
+    assert 'module.py", line 6, in on_start' in done.stderr
+    assert "omniactors/" not in done.stderr.partition("Traceback")[2]
+    assert done.stderr.endswith("error: agent lifer did not start: ConnectionError: no database\n")
+
+
 def test_a_missing_import_of_the_module_is_the_modules_error(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("import no_such_package\n")
     done = cli("run", "module")
