@@ -306,12 +306,12 @@ def parse_backend_url(text: str, *, folder: Path, setting: str = "the URL") -> B
 
 
 def parse_address(text: str, setting: str) -> Address:
-    """HOST:PORT, with an IPv6 host in brackets; raises SettingsError."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text)
+    """HOST:PORT, with an IPv6 host in brackets, and its zone if it has one; raises SettingsError."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.~-]+)?)\]|([^\s:/\[\]]+)):(\d{1,5})", text)
     port = int(match[3]) if match else -1
     if match is None or not 0 <= port <= MAX_PORT:
         raise SettingsError(f"{setting} must be HOST:PORT with a port from 0 to 65535, not {text!r}")
-    return Address(match[1] or match[2], port)
+    return Address((match[1] or match[2]).replace("%25", "%"), port)
 
 
 def parse_hosts(names: Sequence[str], setting: str) -> tuple[str, ...]:

@@ -280,6 +280,7 @@ def test_a_printed_url_names_the_same_file(name: str) -> None:
         ("127.0.0.1:0", Address("127.0.0.1", 0), True),
         ("localhost:80", Address("localhost", 80), True),
         ("[::1]:8765", Address("::1", 8765), True),
+        ("[fe80::1%eth0]:8765", Address("fe80::1%eth0", 8765), False),
         ("0.0.0.0:65535", Address("0.0.0.0", 65535), False),  # noqa: S104 -- parsed, not bound
         ("example.org:1", Address("example.org", 1), False),
     ],

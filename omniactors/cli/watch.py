@@ -13,7 +13,7 @@ import msgspec
 import trio
 import typer
 from rich.text import Text
-from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, open_websocket_url
+from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, open_websocket
 
 from omniactors.cli.exits import CommandError, ExitCode
 from omniactors.cli.following import Followers, Gateway, Refused
@@ -31,6 +31,8 @@ CONNECT_SECONDS = 10.0
 HTTP_UNAUTHORIZED = 401
 TYPE_WIDTH = 20
 PID_WIDTH = 7
+
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 _STYLES = {
     "completed": "green",
@@ -109,27 +111,40 @@ def watch(
         trio.run(_follow, asked, Gateway(url))
 
 
-def _address(gateway: Gateway, query: str) -> str:
-    """The WebSocket that a gateway's URL leads to; raises CommandError."""
-    try:
-        parts = urlsplit(gateway.url)
-        place = parts.netloc if parts.hostname and parts.port != 0 else ""
-        scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    except ValueError:  # brackets that are not closed, a port that is none
-        place, scheme = "", None
-    if scheme is None or not place:
-        raise CommandError(f"--url must be http://HOST:PORT or https://HOST:PORT, not {gateway.url!r}", ExitCode.USAGE)
-    return f"{scheme}://{place}/ws?{query}"
+@dataclass(frozen=True)
+class Place:
+    """Where a WebSocket is: what the name resolver, the port and the request line want."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+    @classmethod
+    def of(cls, gateway: Gateway) -> Place:
+        """Where a gateway's URL leads to; raises CommandError."""
+        try:
+            parts = urlsplit(gateway.url)
+            scheme, host, port = parts.scheme, parts.hostname, parts.port
+        except ValueError:  # brackets that are not closed, a port that is none
+            scheme, host, port = "", None, None
+        if not host or port == 0 or scheme not in _PORTS:
+            why = f"--url must be http://HOST:PORT or https://HOST:PORT, not {gateway.url!r}"
+            raise CommandError(why, ExitCode.USAGE)
+        # In a URL a zone stands behind %25 (RFC 6874), for a resolver behind %.
+        return cls(host.replace("%25", "%"), port or _PORTS[scheme], scheme in {"https", "wss"})
 
 
 async def _follow(asked: _Asked, gateway: Gateway) -> None:
     """Print events until the gateway says good-bye; raises CommandError when it cannot be reached or vanishes."""
     headers = [(b"authorization", b"Bearer " + asked.token.encode())] if asked.token else None
-    address = _address(gateway, asked.query)
+    place = Place.of(gateway)
     at = f"the gateway at {gateway}"
     try:
-        async with open_websocket_url(
-            address,
+        async with open_websocket(
+            place.host,
+            place.port,
+            f"/ws?{asked.query}",
+            use_ssl=place.is_tls,
             extra_headers=headers,
             max_message_size=MAX_MESSAGE,
             connect_timeout=CONNECT_SECONDS,

@@ -372,7 +372,9 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
 
 
 def _address(host: str, listener: trio.SocketListener) -> GatewayAddress:
-    bound_host, port, *_ = listener.socket.getsockname()
+    bound_host, port, *more = listener.socket.getsockname()
+    if more and more[1] and "%" not in bound_host:  # a link-local address is one of an interface, its zone
+        bound_host = f"{bound_host}%{socket.if_indextoname(more[1])}"
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bound_host, bound_host)  # noqa: S104 -- compared, not bound
     if ":" in name and not name.startswith("["):
         name = f"[{name.replace('%', '%25')}]"  # a zone (RFC 6874)

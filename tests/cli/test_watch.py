@@ -9,6 +9,8 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
+from omniactors.cli.following import Gateway
+from omniactors.cli.watch import Place
 from omniactors.events.event import Event
 from omniactors.gateway.protocol import Bye, Gap, batches, encode_event, write_frame
 from tests.cli.command import Finished, into_closed_pipe, omniactors
@@ -100,6 +102,20 @@ async def test_an_event_cannot_steer_the_terminal(tmp_path: Path) -> None:
     done, _ = await watch(tmp_path, frames=(*batches(0, [encode_event(evil)], max_bytes=1000), FRAMES[-1]))
     assert "\x1b" not in done.stdout
     assert "\\x1b[2J" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("http://[::1]:8765/", Place("::1", 8765, is_tls=False)),
+        ("http://[fe80::1%25eth0]:8765/", Place("fe80::1%eth0", 8765, is_tls=False)),
+        ("http://[fe80::1%eth0]:8765", Place("fe80::1%eth0", 8765, is_tls=False)),
+        ("https://[2001:db8::1]", Place("2001:db8::1", 443, is_tls=True)),
+        ("ws://omni.lan", Place("omni.lan", 80, is_tls=False)),
+    ],
+)
+def test_a_url_leads_where_it_says(url: str, place: Place) -> None:
+    assert Place.of(Gateway(url)) == place
 
 
 async def test_a_gateway_that_goes_away_without_a_word_exits_3(tmp_path: Path) -> None:
