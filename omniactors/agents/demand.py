@@ -6,8 +6,9 @@ topic whose groups all have a backlog is not: there is nothing that a change of 
 step costs more than the groups that it is about, however many others there are.
 
 A suspect, an event that may end its process, is handled alone in it: nothing is fetched from the
-moment it came until it is done, and it begins when nothing else is at work. When that takes too long
-others are fetched all the same: what is at work may wait for them.
+moment it came until it is done, and it begins when nothing else is at work. Other suspects that came
+with it are given back, so a process has one at a time. When that takes too long others are fetched all
+the same: what is at work may wait for them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from omniactors.actors.lanes import Parker
     from omniactors.agents.agenda import Group
+    from omniactors.agents.lane import Delivery, EventLane, Suspect
     from omniactors.agents.subscription import Subscription
 
 MOST_AGENTS = 128
@@ -83,6 +85,8 @@ class Demand(Lane):
         """Whose suspects wait to be alone, or did."""
         self._is_shut = False
         """Whether nothing is fetched for the sake of a suspect."""
+        self._is_others_turn = False
+        """Whether others are fetched although suspects are here."""
         self.on_idle: Callable[[], None] = _nothing
         """Called when the router has nothing to fetch, and goes to sleep."""
 
@@ -98,7 +102,7 @@ class Demand(Lane):
 
     def close(self) -> None:
         """Fetch nothing until `open`: a new run begins."""
-        self._is_open = self._is_shut = False
+        self._is_open = self._is_shut = self._is_others_turn = False
         self._suspected.clear()
 
     def open(self) -> None:
@@ -107,18 +111,41 @@ class Demand(Lane):
         self._wake()
 
     def isolate(self, suspected: Subscription) -> list[Subscription]:
-        """Fetch nothing until the suspects of this agent's lane are done; whose events are to be given back before."""
+        """Fetch nothing until the suspects of this agent's lane are done; whose events are to be given back before.
+
+        Those that come while others have their turn wait for its end.
+        """
         self._suspected[suspected] = None
-        return self.shut()
+        return [] if self._is_others_turn else self.shut()
 
     def shut(self) -> list[Subscription]:
         """Fetch nothing while suspects are here; whose events are to be given back."""
+        self._is_others_turn = False
         self._is_shut = bool(self._suspected)
         return [feed.subscription for feed in self._feeds.values()] if self._is_shut else []
 
     def relent(self) -> None:
-        """Fetch all the same: the suspect waits for others, or they for it."""
+        """Fetch all the same, until `shut`: the suspect waits for others, or they for it."""
+        self._is_others_turn = True
         self._is_shut = False
+        self._wake()
+
+    def spare_suspects(self) -> list[tuple[Subscription, list[Delivery]]]:
+        """Take out all suspects but the one that is next: other processes may handle them meanwhile.
+
+        Not those of ordered groups, where what comes later might overtake them.
+        """
+        found = self._next_suspect() if self._is_shut else None
+        if found is None:
+            return []
+        return [(each, each.lane.clear_suspects(found[0])) for each in self._suspected if not each.is_ordered]
+
+    def _next_suspect(self) -> tuple[Suspect, EventLane] | None:
+        found = [(suspect, each.lane) for each in self._suspected if (suspect := each.lane.next_suspect()) is not None]
+        return min(found, key=_crashes, default=None)
+
+    def _go_on(self) -> None:
+        self._is_shut = self._is_others_turn = False
         self._wake()
 
     def advance(self) -> None:
@@ -128,13 +155,13 @@ class Demand(Lane):
         lanes = {feed.subscription.lane for feed in self._feeds.values()} | {each.lane for each in self._suspected}
         if any(lane.held > lane.suspects for lane in lanes):
             return
-        found = [(suspect, each.lane) for each in self._suspected if (suspect := each.lane.next_suspect())]
-        if not found:
+        found = self._next_suspect()
+        if found is None:
             self._suspected.clear()
-            self.relent()
+            self._go_on()
             return
-        self._is_shut = True
-        suspect, lane = min(found, key=lambda pair: pair[0].crashes)
+        self._is_shut, self._is_others_turn = True, False
+        suspect, lane = found
         lane.begin_suspect(suspect)
 
     def add(self, subscription: Subscription) -> None:
@@ -254,6 +281,10 @@ class Demand(Lane):
     def _wake(self) -> None:
         if self.has_work:
             self.wake_one()
+
+
+def _crashes(found: tuple[Suspect, EventLane]) -> int:
+    return found[0].crashes
 
 
 def _nothing() -> None:

@@ -133,6 +133,12 @@ class EventLane(Lane):
             firsts.setdefault(delivery.key if delivery.ordering is None else delivery.ordering, suspect)
         return min(firsts.values(), key=_crashes, default=None)
 
+    def clear_suspects(self, kept: Suspect) -> list[Delivery]:
+        """Take out the others that wait to be alone; they still count as held until they are settled."""
+        others = [suspect.delivery for suspect in self._suspects if suspect is not kept]
+        self._suspects = [suspect for suspect in self._suspects if suspect is kept]
+        return others
+
     def begin_suspect(self, suspect: Suspect) -> None:
         """Nothing else is at work: this one may go."""
         self._suspects.remove(suspect)

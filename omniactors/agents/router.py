@@ -128,6 +128,8 @@ class Router(Actor[Any]):
             for (subscription, entry, read), is_owner in zip(ordered, is_ours, strict=True):
                 if is_owner:
                     self._hand_out(subscription, entry, read)
+        for subscription, spared in self._demand.spare_suspects():
+            self._services.settler.give_back(subscription.lane, [delivery.key for delivery in spared])
         self._demand.advance()
         misfits, self._misfits = self._misfits, []
         if misfits:

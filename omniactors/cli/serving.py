@@ -50,6 +50,11 @@ class Stop:
         self._omni = omni
         self._asked = trio.Event()
 
+    @property
+    def endings(self) -> tuple[int, ...]:
+        """The signals that end this process: SIGHUP is for the parent to answer, and blames no event."""
+        return tuple(number for number in STOPS if number != HANGUP or not self.has_parent)
+
     def in_order(self) -> None:
         """Let running tasks finish within their grace time."""
         self._asked.set()
@@ -104,7 +109,7 @@ async def serve(
         on_ready=ready,
     )
     # The receiver surrounds everything: a signal at any moment stops in order.
-    with trio.open_signal_receiver(*STOPS) as signals, noting_ends(*STOPS):
+    with trio.open_signal_receiver(*STOPS) as signals, noting_ends(*stop.endings):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.obey, signals)
             nursery.start_soon(beside)

@@ -361,6 +361,7 @@ class TestAlone:
         demand.relent()
         assert demand.take() is not None
         assert suspected.lane.take() is None
+        assert demand.isolate(suspected) == [], "another one that comes now does not end the turn of others"
         busy.lane.settled(1, 0.0)
         assert demand.is_shut, "it is alone now"
         assert suspected.lane.take() is DELIVERY
@@ -406,3 +407,25 @@ class TestAlone:
             while len(log) < 6:  # noqa: ASYNC110 -- as above
                 await trio.sleep(0.01)
         assert log == ["slow 0", "slow 0 done", "suspect", "suspect done", "slow 1", "slow 1 done"]
+
+    async def test_a_process_has_one_suspect_at_a_time_and_the_others_go_back_uncounted(self) -> None:
+        """Another process may handle them meanwhile; and if this one dies and nobody knows of what, it held one."""
+        log: list[object] = []
+
+        class Doubtful(Agent, topic="doubtful", name="doubtful", concurrency=3):
+            async def handle(self, event: EventEnvelope[int]) -> None:
+                held = scene.runtime.held_events()["doubtful"]
+                log.append((event.payload.content, held))
+
+        def suspect(fetched: Fetched) -> Fetched:
+            entries = [msgspec.structs.replace(entry, crashes=3) for entry in fetched.entries]
+            return msgspec.structs.replace(fetched, entries=entries)
+
+        scene = Scene(Doubtful)
+        scene.store.answers["fetch"] = [suspect] * 100
+        await scene.tasks.publish_batch([("doubtful", number) for number in range(3)])
+        async with scene.running():
+            while len(log) < 3:  # noqa: ASYNC110 -- the store is a real one, in a thread
+                await trio.sleep(0.01)
+        assert log == [(0, 1), (1, 1), (2, 1)]
+        assert scene.store.calls["release"]

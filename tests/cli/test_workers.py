@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from omniactors import OmniActors
+from omniactors.cli.serving import Stop
 from tests.cli.command import COMMAND, Runner, command, environment, omniactors, running, started
 from tests.redis_server import fresh_prefix
 
@@ -444,3 +445,10 @@ def test_a_process_that_is_blocked_outlives_its_parent_only_for_so_long() -> Non
         assert process.poll() is None
         ours.close()
         assert process.wait(20) == -signal.SIGKILL
+
+
+def test_a_hangup_that_a_worker_leaves_to_its_parent_blames_no_event() -> None:
+    """It reloads all workers, and an event that was handled at that moment is not what ends one of them."""
+    omni = OmniActors("memory://")
+    assert signal.SIGHUP in Stop(omni, has_parent=False).endings
+    assert set(Stop(omni, has_parent=True).endings) == {signal.SIGINT, signal.SIGTERM}
