@@ -67,7 +67,7 @@ async def test_agents(omni, dead_letters):
     omni.add(Picky)
     assert await omni.wait_result(await omni.publish("picky", "good")) == 1
     await omni.publish("picky", "bad")
-    assert (await dead_letters.expect("picky")).error == "it is bad"
+    assert (await dead_letters.expect("picky")).error == "Reject: it is bad"
 """,
     )
     result.assert_outcomes(passed=3)
@@ -137,7 +137,7 @@ async def test_dead_letter(omni):
             "*MessagesLost(path='supervisor/Counter-1', count=2)*",
             "*the leak (waits at *)*",
             "*GaveUp: supervisor 'supervisor' gave up on child 'Counter-1'*",
-            "*picky (*): Reject 'it is bad', rejected*",
+            "*picky (*): Reject: it is bad, rejected*",
         ]
     )
 
