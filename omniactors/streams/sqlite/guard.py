@@ -103,9 +103,9 @@ def log_inode(path: Path) -> int:
     return 0 if found is None else found[1]
 
 
-def _identity(path: Path | str) -> _Identity | None:
+def _identity(path: Path) -> _Identity | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 -- it takes half as long as that of a Path, and each batch does it often
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -119,8 +119,8 @@ class Guard:
 
     def __init__(self, path: Path, known: tuple[_Identity | None, ...]) -> None:
         self._files = _files(path)
-        self._names = tuple(map(str, self._files))
         self._known = known
+        self._watched = tuple(zip(map(str, self._files), known, strict=True))
         self._holders = 0
         self._fds = [os.open(file, os.O_RDONLY) for file in self._files]
         self._lock()
@@ -160,8 +160,14 @@ class Guard:
 
     def is_intact(self) -> bool:
         """Whether the files at the paths are those that we have open."""
-        database, log, index = self._names
-        return (_identity(database), _identity(log), _identity(index)) == self._known
+        for name, known in self._watched:
+            try:
+                found = os.stat(name)  # noqa: PTH116 -- half as long as of a Path, and each batch does it often
+            except OSError:
+                return False
+            if known != (found.st_dev, found.st_ino):
+                return False
+        return True
 
     @property
     def log_inode(self) -> int:

@@ -76,19 +76,21 @@ class _LockFile:
         self._fd = -1
         _opened.add(self)
         self._fd = os.open(path, flags, 0o666)
+        self._path = str(path)
+        self._itself = os.fstat(self._fd)
 
     @property
     def fd(self) -> int:
         """The file descriptor, -1 once it is closed."""
         return self._fd
 
-    def is_at(self, path: Path) -> bool:
-        """Whether it is still the file at this path."""
+    def is_there(self) -> bool:
+        """Whether it is still the file at its path."""
         try:
-            ours, there = os.fstat(self._fd), os.stat(path)  # noqa: PTH116 -- quicker, and each batch does it
+            there = os.stat(self._path)  # noqa: PTH116 -- quicker, and each batch does it
         except FileNotFoundError:
             return False
-        return ours.st_ino == there.st_ino and ours.st_dev == there.st_dev
+        return there.st_ino == self._itself.st_ino and there.st_dev == self._itself.st_dev
 
     def close(self) -> None:
         """Close it, and so let go of the lock; may be called again."""
@@ -129,7 +131,7 @@ class FileLock:
     def acquire(self, wait: float) -> None:
         """Take the lock; raises BackendBusy, naming the holder, after `wait` seconds, and OSError."""
         file = self._take(wait)
-        while not file.is_at(self._path):  # it was removed, and another process has made another one
+        while not file.is_there():  # it was removed, and another process has made another one
             self.close()
             file = self._take(wait)
         with contextlib.suppress(OSError):  # on a full disk the lock is as good without a name in it
