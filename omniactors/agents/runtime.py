@@ -320,7 +320,8 @@ class AgentRuntime:
             name = at.get(notice.path)
             if name is not None:
                 member = self._roster[notice.path.removeprefix(f"{self._agents.path}/")]
-                self._gave_up(member, _why(notice.reason.error, str(notice.reason)))
+                if not member.replaces:  # else it is the one that it replaces which gave up: that is to end anyway
+                    self._gave_up(member, _why(notice.reason.error, str(notice.reason)))
         elif isinstance(notice, notices.ChildExited) or (isinstance(notice, notices.ChildStartFailed) and self._is_up):
             # A first start that fails is raised to whoever runs the system, so it is not logged as well.
             error = notice.reason.error
@@ -391,11 +392,12 @@ class AgentRuntime:
 
     async def _take_over(self, member: Member) -> None:
         """Start an agent when those that it replaces have finished what they have begun, or had their grace time."""
-        while member.replaces:
-            earlier = member.replaces.pop()
+        while member.replaces and self._is_on_roster(member):  # who replaces this one ends them too
+            earlier = member.replaces[-1]
             with suppress(ChildNotFound):
                 await self._agents.stop_child(earlier.id)
                 await self._agents.delete_child(earlier.id)
+            member.replaces.remove(earlier)
         await self._start([member])
 
     def _is_on_roster(self, member: Member) -> bool:
@@ -403,24 +405,7 @@ class AgentRuntime:
 
     async def _start(self, members: list[Member]) -> None:
         """Start agents, and fetch for them; but none that was replaced meanwhile."""
-        is_first = not self._is_up
-        fresh = []
-        for member in members:
-            if not self._is_on_roster(member):
-                continue
-            fresh.append(member)
-            try:
-                await self._agents.start_child(member.spec(self._grace))
-            except ChildAlreadyStarted:  # by the life of the staff before this one
-                pass
-            except ChildStartError as error:
-                member.error = ChildStartError(member.subscription.name)
-                member.error.__cause__ = start_failure(error).__cause__
-                if is_first:
-                    raise member.error from member.error.__cause__
-                self._gave_up(member, _why(member.error.__cause__, str(member.error)))
-            else:
-                member.up_since = trio.current_time()
+        fresh = [member for member in members if self._is_on_roster(member) and await self._start_child(member)]
         ready = [member for member in fresh if member.error is None]
         # All groups of a runtime exist before its first fetch; one whose agent cannot start would only hold events up.
         await self._persist(lambda: self._enroll(ready))
@@ -429,6 +414,24 @@ class AgentRuntime:
                 self._demand.add(member.subscription)
         for member in fresh:
             member.started.set()
+
+    async def _start_child(self, member: Member) -> bool:
+        """Start one agent, or note that it cannot be started; False when it was replaced, which ends its start."""
+        try:
+            await self._agents.start_child(member.spec(self._grace))
+        except ChildAlreadyStarted:  # by the life of the staff before this one
+            pass
+        except ChildStartError as error:
+            if not self._is_on_roster(member):
+                return False
+            member.error = ChildStartError(member.subscription.name)
+            member.error.__cause__ = start_failure(error).__cause__
+            if not self._is_up:
+                raise member.error from member.error.__cause__
+            self._gave_up(member, _why(member.error.__cause__, str(member.error)))
+        else:
+            member.up_since = trio.current_time()
+        return True
 
     async def _enroll(self, members: list[Member]) -> None:
         await self._backend.create_groups([group for member in members for group in member.subscription.groups])
@@ -502,8 +505,9 @@ class AgentRuntime:
                 member.outage.due, member.outage.is_being_tried = trio.current_time() + LOOK, False
             return
         except ChildStartError as error:
-            cause = start_failure(error).__cause__
-            self._note_outage(member, "does not start", _why(cause, str(error)))
+            if self._is_on_roster(member):
+                cause = start_failure(error).__cause__
+                self._note_outage(member, "does not start", _why(cause, str(error)))
             return
         if not self._is_on_roster(member):
             return

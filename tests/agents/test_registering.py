@@ -214,6 +214,33 @@ async def test_no_event_is_lost_or_done_twice_while_an_agent_is_replaced(omni: O
     assert [n for who, n in done if who == "new"] == sorted(n for who, n in done if who == "new")
 
 
+async def test_an_agent_that_is_replaced_while_it_starts_has_not_given_up(
+    new_system: Callable[..., OmniActors], caplog: pytest.LogCaptureFixture
+) -> None:
+    starting = trio.Event()
+
+    class Quick(Agent, topic="t", name="a"):
+        async def handle(self, event: EventEnvelope[Any]) -> str:
+            return "quick"
+
+    class Slow(Agent, topic="t", name="a"):
+        async def on_start(self) -> None:
+            starting.set()
+            await trio.sleep_forever()
+
+        async def handle(self, event: EventEnvelope[Any]) -> str:
+            raise AssertionError("never reached")
+
+    omni = new_system(grace=0.1)
+    omni.add(Quick)
+    async with open_system(omni):
+        omni.add(Slow)
+        await starting.wait()
+        omni.add(Quick)
+        assert await omni.wait_result(await omni.publish("t", 1)) == "quick"
+    assert not [record.getMessage() for record in caplog.records if "gave up" in record.getMessage()]
+
+
 async def test_one_class_runs_in_two_systems_of_one_process(new_system: Callable[..., OmniActors]) -> None:
     class Counter(Agent, topic="t", name="counter"):
         async def handle(self, event: EventEnvelope[int]) -> int:
