@@ -149,7 +149,9 @@ class SqliteBackend:
     async def announce(self, gateway: str | None, problem: str | None = None) -> None:
         """Record where this consumer's gateway listens, or why it is down; raises BackendError unless it serves."""
         await self._writer.call(
-            Write(lambda connection, scene: operations.announce(connection, gateway, problem, scene))
+            Write(
+                lambda connection, scene: operations.announce(connection, gateway, problem, scene), standing="announce"
+            )
         )
 
     async def report(
@@ -157,7 +159,9 @@ class SqliteBackend:
     ) -> None:
         """Record what this consumer serves, and which agents gave up; raises BackendError when it does not serve."""
         serves, down = list(zip(groups, [*reads, *[""] * len(groups)], strict=False)), dict(gave_up)
-        await self._writer.call(Write(lambda connection, scene: operations.report(connection, serves, down, scene)))
+        await self._writer.call(
+            Write(lambda connection, scene: operations.report(connection, serves, down, scene), standing="report")
+        )
 
     async def restart(self, agent: str) -> int:
         """Have every consumer in which this agent gave up try it again at once."""

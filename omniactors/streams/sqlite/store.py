@@ -54,6 +54,7 @@ class Store:
         self._database = Database(settings, self._entered)
         self._consumer: str | None = None
         self._lease: Lease | None = None
+        self._standing: dict[str, Callable[[sqlite3.Connection, Scene], object]] = {}
         self._clipped: set[Group] = set()
         self._unreadable: set[str] = set()
         self._steadiness = Steadiness(settings.clock, settings.uptime)
@@ -134,6 +135,8 @@ class Store:
                 if isinstance(work, Write):
                     answers[place] = Value(work.operation(connection, scene))
                     batch.changes.add(work.changes)
+                    if work.standing is not None:
+                        self._standing[work.standing] = work.operation
             merged = [(place, work) for place, work in enumerate(works) if not isinstance(work, Write)]
             if merged:
                 outcomes = batch.run([work for _, work in merged])
@@ -201,6 +204,8 @@ class Store:
                 _log.warning("what is in hand is not noted, so a crash counts for all that is held: %s", error)
         with transaction(connection):
             operations.add_consumer(connection, self._consumer, self._scene())
+            for operation in self._standing.values():
+                operation(connection, self._scene())
 
     def _entered(self, connection: sqlite3.Connection) -> None:
         """Enter the consumer in a new file that took the place of one where it was entered."""
@@ -230,6 +235,7 @@ class Store:
                 self._lease.close()  # its file tells what had begun
                 self._lease = None
         self._consumer = None
+        self._standing.clear()
         self._forget_lease()
         return Value(value=True)
 

@@ -140,10 +140,15 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Write(Work[T]):
-    """Run `operation` inside the batch's transaction. `changes` is what may be different then."""
+    """Run `operation` inside the batch's transaction. `changes` is what may be different then.
+
+    What tells of a consumer that is at work is `standing`: the last one of each such name is carried
+    out again in a new file.
+    """
 
     operation: Callable[[sqlite3.Connection, Scene], T]
     changes: Changes = field(default_factory=Changes)
+    standing: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
