@@ -358,30 +358,30 @@ class AgentRuntime:
         """
         started: set[Member] = set()
         self._reported = None
-        await self._hire(started)
+        await self._start(self._fresh(started))
         await self._report()
         self._is_up = True
         task_status.started()
         async with trio.open_nursery() as cures:
             while True:
                 self._news = trio.Event()
-                await self._hire(started)
+                for member in self._fresh(started):  # one by one: what one waits for holds up no other one
+                    cures.start_soon(self._start, [member])
                 self._replace(started, cures)
                 await self._look_after(cures)
                 self._failures.flush(trio.current_time())
                 with trio.move_on_at(min(self._next_look(), self._failures.next_due())):
                     await self._news.wait()
 
-    async def _hire(self, started: set[Member]) -> None:
-        """Start those that were not started since the tree was; raises the first failure of the very first start."""
+    def _fresh(self, started: set[Member]) -> list[Member]:
+        """Those that are to be started: they were not since the tree was. They are counted as started."""
         fresh = [
             member
             for member in self._roster.values()
             if member not in started and member.outage is None and not member.replaces
         ]
-        if fresh:
-            started.update(fresh)
-            await self._start(fresh)
+        started.update(fresh)
+        return fresh
 
     def _replace(self, started: set[Member], replacements: trio.Nursery) -> None:
         """Have those take over that replace others; what one waits for holds up no other one."""
@@ -404,7 +404,10 @@ class AgentRuntime:
         return self._roster.get(member.id) is member
 
     async def _start(self, members: list[Member]) -> None:
-        """Start agents, and fetch for them; but none that was replaced meanwhile."""
+        """Start agents, and fetch for them; but none that was replaced meanwhile.
+
+        Raises the first failure of the very first start.
+        """
         fresh = [member for member in members if self._is_on_roster(member) and await self._start_child(member)]
         ready = [member for member in fresh if member.error is None]
         # All groups of a runtime exist before its first fetch; one whose agent cannot start would only hold events up.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from omniactors import Agent, AgentConfig, AgentError, EventEnvelope, Mailbox, OmniActors, RetryPolicy, TaskFailed
 from tests.agents.support import Message, in_memory, running, until
@@ -239,6 +240,28 @@ async def test_an_agent_that_is_replaced_while_it_starts_has_not_given_up(
         omni.add(Quick)
         assert await omni.wait_result(await omni.publish("t", 1)) == "quick"
     assert not [record.getMessage() for record in caplog.records if "gave up" in record.getMessage()]
+
+
+async def test_an_agent_whose_start_hangs_holds_up_no_other_one(new_system: Callable[..., OmniActors]) -> None:
+    class Hanging(Agent, topic="t", name="hanging"):
+        async def on_start(self) -> None:
+            await trio.sleep_forever()
+
+        async def handle(self, event: EventEnvelope[Any]) -> str:
+            raise AssertionError("never reached")
+
+    class Quick(Agent, topic="u", name="quick"):
+        async def handle(self, event: EventEnvelope[Any]) -> str:
+            return "quick"
+
+    omni = new_system(grace=0.1)
+    async with open_system(omni):
+        omni.add(Hanging)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        omni.add(Quick)
+        assert await omni.wait_result(await omni.publish("u", 1)) == "quick"
+        omni.add(Quick, name="hanging", topic="t")
+        assert await omni.wait_result(await omni.publish("t", 1)) == "quick"
 
 
 async def test_one_class_runs_in_two_systems_of_one_process(new_system: Callable[..., OmniActors]) -> None:
