@@ -191,6 +191,21 @@ async def test_another_log_in_the_place_of_ours_is_replaced_by_it(backend: Sqlit
     assert elsewhere(path) == 6
 
 
+async def test_a_log_that_was_cut_is_told_and_damages_nothing(
+    backend: SqliteBackend, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await backend.publish(numbered(5))
+    os.truncate(path.with_name("omni.db-wal"), 0)
+    await backend.publish(numbered(1))
+    assert any("what was in it is lost" in line for line in caplog.messages)
+    assert elsewhere(path, 1) == 2
+    assert await length(backend) == 2
+    await backend.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
 async def test_a_deleted_file_is_made_anew_and_told(
     backend: SqliteBackend, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,7 +103,9 @@ class Database:
             lock.acquire(wait)
         try:
             if not self._keep_up():
-                _log.error("%s was removed or replaced while it was in use; what was in it is lost", self.path)
+                _log.error(
+                    "%s or its log was removed, replaced or cut while it was in use; what was in it is lost", self.path
+                )
             yield self._opened()
         finally:
             lock.release()
@@ -119,8 +121,16 @@ class Database:
     def _keep_up(self) -> bool:
         """Let go of files that are not those at the path any more; False when commits were lost with them."""
         guard, path = self._guard, self.path
-        if guard is None or path is None or guard.is_intact():
+        if guard is None or path is None:
             return True
+        if guard.is_intact():
+            if not guard.is_cut():
+                return True
+            guard.drop_log()
+            with contextlib.suppress(OSError):
+                self._note(self._noted()[0], 0)
+            self._disconnect()
+            return False
         look, newest = self._noted()
         keeps = guard.keeps_commits(newest)
         if keeps:

@@ -28,6 +28,15 @@ _INDEX_IN_USE: Final = (128, 1)
 _OURS: Final = (0x40000400, 1)
 """A byte of the page that SQLite leaves to locks: whoever of us has the database open holds a shared lock on it."""
 
+_INDEX_HEADER: Final = struct.Struct("=12xBxHI28x")
+"""Of the log's index, in the machine's bytes, twice there: whether it is filled, the size of a page, frames."""
+
+_LOG_HEAD: Final = 32
+"""Bytes in front of the first frame of a log ..."""
+
+_FRAME_HEAD: Final = 24
+"""... and in front of each one's page."""
+
 _COPY_BYTES: Final = 1 << 20
 
 if sys.platform == "linux" and sys.maxsize > 1 << 32:
@@ -182,6 +191,23 @@ class Guard:
     def is_there(self) -> bool:
         """Whether the database at the path is the one that we have open, whatever became of its log."""
         return _identity(self._files[0]) == self._known[0]
+
+    def is_cut(self) -> bool:
+        """Whether the log is shorter than its index says, since somebody truncated it; to be asked under the file lock.
+
+        SQLite would go on behind the hole, and copy it into the database.
+        """
+        header, again = (os.pread(self._fds[2], _INDEX_HEADER.size, place) for place in (0, _INDEX_HEADER.size))
+        if len(again) < _INDEX_HEADER.size or header != again:
+            return False  # it is not filled yet, or somebody is at it
+        is_filled, page, frames = _INDEX_HEADER.unpack(header)
+        page = 1 << 16 if page == 1 else page
+        return bool(is_filled and frames) and os.fstat(self._fds[1]).st_size < _LOG_HEAD + frames * (_FRAME_HEAD + page)
+
+    def drop_log(self) -> None:
+        """Remove the log and its index: what was copied into the database is a whole, and all that there is."""
+        for file in self._files[1:]:
+            file.unlink(missing_ok=True)
 
     def keeps_commits(self, newest: int) -> bool:
         """Whether what was committed is at the path, for whoever opens it next; to be asked under the file lock.
