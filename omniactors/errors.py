@@ -339,8 +339,10 @@ class BatchFailed(OmniActorsError):
 
     def __str__(self) -> str:
         first, error = next(iter(self.failed.items()))
+        is_known = all(getattr(each, "outcome_known", True) for each in self.failed.values())
+        fate = "were not published" if is_known else "are not known to be published"
         return (
-            f"{len(self.failed)} of {len(self.failed) + len(self.published)} events were not published; "
+            f"{len(self.failed)} of {len(self.failed) + len(self.published)} events {fate}; "
             f"the first is number {first}: {error}"
         )
 

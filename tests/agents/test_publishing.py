@@ -11,6 +11,7 @@ import trio
 from omniactors import (
     Agent,
     AgentError,
+    BackendError,
     BatchFailed,
     ContentError,
     EnvelopeError,
@@ -387,3 +388,9 @@ def test_one_system_works_over_two_runs_of_trio() -> None:
     trio.run(work)
     trio.run(work)
     assert [event.payload.content["n"] for event in Collector.seen] == [1, 1, 2]
+
+
+def test_a_batch_whose_fate_is_unknown_does_not_say_that_it_was_not_published() -> None:
+    known, unknown = BackendError("full"), BackendError("the connection is lost", outcome_known=False)
+    assert "1 of 2 events were not published" in str(BatchFailed(("a",), {1: known}))
+    assert "2 of 2 events are not known to be published" in str(BatchFailed((), {0: unknown, 1: known}))
