@@ -13,12 +13,14 @@ the same: what is at work may wait for them.
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from omniactors.actors.lanes import Lane
 from omniactors.streams.backend import Want
+from omniactors.streams.crashes import MAX_CRASHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from omniactors.agents.agenda import Group
     from omniactors.agents.lane import Delivery, EventLane, Suspect
     from omniactors.agents.subscription import Subscription
+
+logger = logging.getLogger("omniactors.agents")
 
 MOST_AGENTS = 128
 """Agents in one fetch: beyond this a bigger one saves nothing, and the first would wait for the last."""
@@ -162,6 +166,13 @@ class Demand(Lane):
             return
         self._is_shut, self._is_others_turn = True, False
         suspect, lane = found
+        logger.warning(
+            "agent %s: a process ended %s times while task %s was handled; it is handled alone now, and dead after %s",
+            suspect.delivery.key.agent,
+            suspect.crashes,
+            suspect.delivery.event.id,
+            MAX_CRASHES,
+        )
         lane.begin_suspect(suspect)
 
     def add(self, subscription: Subscription) -> None:

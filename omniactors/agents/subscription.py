@@ -60,7 +60,7 @@ class Subscription:
         on_room: Callable[[Subscription], None],
     ) -> None:
         if not options.topics:
-            raise AgentError(f"agent {name!r} has no topic; give one with topic= or topics=")
+            raise AgentError(f"agent {name.rstrip('@')!r} has no topic; give one with topic= or topics=")
         self.options = options
         self.name = name
         self.groups: list[tuple[str, str]] = [(topic, name) for topic in options.topics]

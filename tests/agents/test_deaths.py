@@ -369,7 +369,9 @@ class TestAlone:
         suspected.lane.settled(1, 0.0)
         assert demand.shut() == []
 
-    async def test_its_neighbours_go_back_uncounted_and_running_handlers_are_waited_for(self) -> None:
+    async def test_its_neighbours_go_back_uncounted_and_running_handlers_are_waited_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         log: list[str] = []
         begun, go_on = trio.Event(), trio.Event()
 
@@ -399,7 +401,7 @@ class TestAlone:
             while scene.runtime.held_events()["slow"] < 2:  # noqa: ASYNC110 -- the store is a real one, in a thread
                 await trio.sleep(0.01)
             scene.store.answers["fetch"] = [suspect] * 100
-            await scene.tasks.publish_batch([("doubtful", 0)])
+            (task_id,) = await scene.tasks.publish_batch([("doubtful", 0)])
             while not scene.store.calls["release"]:  # noqa: ASYNC110 -- as above
                 await trio.sleep(0.01)
             assert log == ["slow 0"]
@@ -407,6 +409,8 @@ class TestAlone:
             while len(log) < 6:  # noqa: ASYNC110 -- as above
                 await trio.sleep(0.01)
         assert log == ["slow 0", "slow 0 done", "suspect", "suspect done", "slow 1", "slow 1 done"]
+        (told,) = caplog.messages
+        assert told.startswith(f"agent doubtful: a process ended 3 times while task {task_id} was handled; ")
 
     async def test_a_process_has_one_suspect_at_a_time_and_the_others_go_back_uncounted(self) -> None:
         """Another process may handle them meanwhile; and if this one dies and nobody knows of what, it held one."""

@@ -10,7 +10,7 @@ import redis
 import trio
 
 from omniactors import StreamFull
-from omniactors.streams.backend import AgentRecord, Want
+from omniactors.streams.backend import AgentRecord, DeadFilter, Want
 from omniactors.streams.redis.backend import RedisBackend
 from omniactors.streams.settlement import Retry
 from tests.redis_server import RedisServer
@@ -127,6 +127,10 @@ async def test_an_agent_that_is_deleted_lets_its_stream_go_and_leaves_nothing_bu
             assert [agent.name for agent in await backend.list_agents()] == [AGENT]
             # Its dead letters are kept: they are somebody's work that was not done.
             assert raw.keys("*gone*") == [b"omni-dlq:group:work:gone"]
+            assert await backend.purge_dead(TOPIC, DeadFilter(agent="gone"), limit=9) == 1
+            await backend.delete_groups([(TOPIC, "gone")])
+            assert raw.keys("*gone*") == []
+            assert b"group:work:gone" not in raw.smembers("omni-groups")
     await backend.close()
 
 

@@ -8,8 +8,11 @@ for _, pair in ipairs(arguments[1]) do
     call('DEL', waiting_of(group), tries_of(group), order_of(group), hold_of(group), P .. 'omni-counts:' .. group)
     for _, consumer in ipairs(call('HKEYS', P .. 'omni-consumers')) do call('DEL', inbox_of(group, consumer)) end
     call('SREM', P .. 'omni-clipped', group)
-    -- Its dead letters are found by this.
-    if call('EXISTS', P .. 'omni-dlq:' .. group) == 0 then call('SREM', P .. 'omni-groups', group) end
+    -- Its dead letters are found by this. A stream out of which all were purged is still there.
+    if call('XLEN', P .. 'omni-dlq:' .. group) == 0 then
+        call('DEL', P .. 'omni-dlq:' .. group)
+        call('SREM', P .. 'omni-groups', group)
+    end
     call('HDEL', P .. 'omni-agents', field)
     call('HDEL', P .. 'omni-agents-since', field)
     call('HDEL', P .. 'omni-served', group)
