@@ -114,7 +114,11 @@ class ChildStartError(SupervisionError):
         self.child_id = child_id
 
     def __str__(self) -> str:
-        return f"child {shown(self.child_id)} did not start: {shown(self.__cause__)}"
+        lowest, below = self, ""
+        while isinstance(lowest.__cause__, ChildStartError):  # of each level one, and there may be a thousand
+            lowest = lowest.__cause__
+            below = f", since {shown(lowest.child_id)} below it did not"
+        return f"child {shown(self.child_id)} did not start{below}: {shown(lowest.__cause__)}"
 
 
 class GaveUp(SupervisionError):

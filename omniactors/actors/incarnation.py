@@ -133,8 +133,9 @@ class Incarnation:
             run = pending.pop()
             if run.reason is None:
                 run.killed = True
-                if run.on_kill is not None:
-                    call_safely(_collect, run.on_kill, pending)
+                on_kill, run.on_kill = run.on_kill, None  # once: each level is asked to end by the one above it, too
+                if on_kill is not None:
+                    call_safely(_collect, on_kill, pending)
                 run.scope.cancel("its supervisor's patience is over")
 
     async def run(self, body: Awaitable[object], before_telling: Callable[[T, Incarnation], None], owner: T) -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from omniactors import ChildSpec, ChildStartError, DynamicSupervisor, Supervisor, TreeReport, open_supervisor, subtree
+from omniactors.actors.incarnation import Incarnation
 from omniactors.tracebacks import user_traceback
 from tests.actors.support import Boom, Counter, Total
 
@@ -114,3 +115,27 @@ async def test_a_tree_goes_to_json() -> None:
         assert by_json == by_msgspec == tree.as_dict()
         assert [child["path"] for child in by_json["children"]] == [child.path for child in tree.children]
         assert by_json["children"][0]["mailbox"]["taken"] == 1
+
+
+async def test_the_error_of_a_start_deep_below_names_the_reason() -> None:
+    async def no_database() -> None:
+        raise OSError("no database")
+
+    async def unready(*, task_status: trio.TaskStatus[None]) -> None:
+        await no_database()
+        task_status.started()
+
+    with pytest.raises(ChildStartError, match="'t' did not start, since 'unready' below it did not: OSError") as err:
+        async with open_supervisor(nested(ChildSpec(unready, id="unready"), 50)):
+            pass
+    assert len(str(err.value)) < 200
+
+
+async def test_whoever_is_killed_from_each_level_above_it_asks_those_below_once() -> None:
+    run = Incarnation()
+    asked: list[str] = []
+    run.on_kill = lambda: asked.append("once")
+    for _level in range(3):
+        run.kill()
+    assert asked == ["once"]
+    assert run.scope.cancel_called
