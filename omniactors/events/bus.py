@@ -350,22 +350,22 @@ class EventBus:
 
     def _catch_up(self) -> None:
         """Admit the drafts that nobody has waited for so far; interrupted anywhere, it goes on where it was."""
-        quiet, is_heard = self._quiet, bool(self._audience) or self._closed
+        quiet, ring, histories = self._quiet, self._ring, self._histories
+        if self._audience or self._closed:
+            while quiet:
+                self._take_draft(quiet[0])
+                quiet.popleft()
         while quiet:
             draft = quiet[0]
-            if is_heard:
-                self._take_draft(draft)
-                quiet.popleft()
-            else:
-                draft.offset = offset = self._head + 1
-                self._newest = draft
-                self._head = offset
-                size = EVENT_BYTES + draft.weight
-                self._ring.append(draft, size)
-                self._histories.append(draft, size)
-                if draft.ends_run:
-                    self._histories.close(draft.run_id)
-                quiet.popleft()
+            draft.offset = offset = self._head + 1
+            self._newest = draft
+            self._head = offset
+            size = EVENT_BYTES + draft.weight
+            ring.append(draft, size)
+            histories.append(draft, size)
+            if draft.ends_run:
+                histories.close(draft.run_id)
+            quiet.popleft()
 
     def _waiting(self) -> list[Draft]:
         """What waits, as it would be if it were admitted now; nothing is changed, so any thread may ask."""

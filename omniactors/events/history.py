@@ -135,7 +135,8 @@ class Histories:
                     self._forget(events[:excess])
                 del events[:excess]
         if self._closed:
-            self._closed.pop(_closed_key(run_id), None)
+            # `_closed_key` written out: every event comes through here.
+            self._closed.pop(run_id if len(run_id) <= MAX_ID else hash(run_id), None)
         if size > HEAVY:
             self._weigh_in(event, size)
 

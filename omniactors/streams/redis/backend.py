@@ -15,7 +15,6 @@ from omniactors.errors import BackendError, BackendRefused
 from omniactors.streams.backend import EVERY_DEAD_LETTER, AgentRecord, Fetched, RuntimeRecord
 from omniactors.streams.envelope import encode_json
 from omniactors.streams.inhand import InHand
-from omniactors.streams.portions import portions, settlement_weight
 from omniactors.streams.records import read_all
 from omniactors.streams.redis import doctoring
 from omniactors.streams.redis.calls import Caller, Calls, GeneralError
@@ -336,7 +335,8 @@ class RedisBackend:
         ours = [
             (place, settlement) for place, settlement in enumerate(settlements) if self._is_ours(here, settlement.key)
         ]
-        for chunk in portions(ours, lambda one: settlement_weight(one[1]), count=SETTLED_AT_ONCE):
+        for start in range(0, len(ours), SETTLED_AT_ONCE):
+            chunk = ours[start : start + SETTLED_AT_ONCE]
             outcomes = await self._settle_chunk(here, [settlement for _, settlement in chunk])
             for (place, _), outcome in zip(chunk, outcomes, strict=True):
                 found[place] = outcome

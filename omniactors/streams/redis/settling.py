@@ -16,7 +16,7 @@ from omniactors.streams.redis.publishing import milliseconds, publication_argume
 from omniactors.streams.redis.scripts import raw
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from omniactors.streams.backend import Settled
     from omniactors.streams.settlement import Dead, EntryKey, ResultRecord, Settlement
@@ -45,20 +45,22 @@ LARGE = 64 * 1024
 """Bytes of a body that a dead letter does not hold twice."""
 
 
-def parts_of(settlements: Sequence[Settlement], bodies: Mapping[EntryKey, bytes]) -> list[list[Prepared]]:
-    """The settlements in their order, in parts of a bounded size; `bodies` are those of the dead."""
-    parts: list[list[Prepared]] = [[]]
+def parts_of(settlements: Sequence[Settlement], bodies: Mapping[EntryKey, bytes]) -> Iterator[list[Prepared]]:
+    """The settlements in their order, in parts of a bounded size, made one by one; `bodies` are those of the dead."""
+    part: list[Prepared] = []
     size = packed = 0
     for settlement in settlements:
         prepared = _prepared(settlement, bodies)
         weight, packed_weight = prepared.weight, 0 if prepared.words else prepared.weight
-        if parts[-1] and (size + weight > PART_BYTES or packed + packed_weight > WORD_BYTES):
-            parts.append([])
+        if part and (size + weight > PART_BYTES or packed + packed_weight > WORD_BYTES):
+            yield part
+            part = []
             size = packed = 0
-        parts[-1].append(prepared)
+        part.append(prepared)
         size += weight
         packed += packed_weight
-    return parts
+    if part:
+        yield part
 
 
 def _prepared(settlement: Settlement, bodies: Mapping[EntryKey, bytes]) -> Prepared:
