@@ -69,6 +69,9 @@ def _import(target: str) -> ModuleType:
     path = Path(target)
     if path.suffix == ".py" or path.is_file() or os.sep in target:
         return _import_file(target, path)
+    module, colon, _ = target.partition(":")
+    if colon:
+        raise CommandError(f"{target!r} is no module name; give {module!r}: all that it defines runs", ExitCode.USAGE)
     if not all(target.split(".")):
         raise CommandError(f"{target!r} is no module name", ExitCode.USAGE)
     sys.path.insert(0, str(Path.cwd()))

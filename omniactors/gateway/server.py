@@ -82,7 +82,7 @@ async def serve(
     config = config or GatewayConfig()
     host = host.removeprefix("[").removesuffix("]")
     if not is_loopback(host) and not token:
-        raise GatewayError(f"listening on {host!r}, which others can reach, needs a token")
+        raise GatewayError(f"listening on {host!r}, which others can reach, needs a token: set OMNIACTORS_TOKEN")
     names = (*parse_hosts(config.allowed_hosts, "allowed_hosts"), *parse_hosts(allowed_hosts, "allowed_hosts"))
     listeners = await _listen(host, port)
     address = _address(host, listeners[0])

@@ -288,7 +288,7 @@ async def test_a_busy_port_is_one_sentence(start: Start) -> None:
 @pytest.mark.parametrize(
     ("host", "port", "words"),
     [
-        ("0.0.0.0", 0, "needs a token"),  # noqa: S104 -- refused
+        ("0.0.0.0", 0, "needs a token: set OMNIACTORS_TOKEN"),  # noqa: S104 -- refused
         ("192.0.2.1", 0, "needs a token"),
         ("", 0, "needs a token"),
         ("127.0.0.1", 70_000, "cannot listen on 127.0.0.1:70000"),

@@ -113,7 +113,7 @@ def _check_target(target: Path, store: Path, *, overwrite: bool) -> None:
     if target.exists() and not target.is_file():
         raise BackendRefused(f"{target} is no file but a device, a pipe or a socket, and a backup is a file")
     if target.exists() and not overwrite:
-        raise BackendRefused(f"{target} exists already; nothing was written")
+        raise BackendRefused(f"{target} exists already; nothing was written (--force, or overwrite=True, replaces it)")
 
 
 def _set_free(copy: sqlite3.Connection) -> None:
