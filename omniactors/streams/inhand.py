@@ -30,6 +30,8 @@ _DIGEST: Final = 20
 _ID_AT: Final = 2 + _DIGEST
 _ID_WIDTH: Final = _WIDTH - _ID_AT
 """Enough for two numbers of 64 bits and the dash between them."""
+_ROW: Final = struct.Struct(f"<B{_DIGEST}s{_ID_WIDTH}s")
+"""A row behind its state: how long the entry's id is, the group, the id."""
 
 _ROWS: Final = 4095
 TABLE_SIZE: Final = _WIDTH * (1 + _ROWS)
@@ -112,10 +114,8 @@ class InHand:
         group = (key.topic, key.agent)
         head = self._heads.get(group) or self._head(group)
         name = key.entry_id.encode("ascii", "replace")[:_ID_WIDTH]
-        end = row + _ID_AT + len(name)
-        table = self._table
-        table[row + 1 : end] = b"%c%b%b" % (len(name), head, name)
-        table[row] = _BEGUN  # last: a row that is half written is none
+        _ROW.pack_into(self._table, row + 1, len(name), head, name)
+        self._table[row] = _BEGUN  # last: a row that is half written is none
         return row
 
     def end(self, row: int) -> None:
