@@ -17,7 +17,7 @@ from omniactors.errors import TooManySubscribers
 from omniactors.events.audience import Audience
 from omniactors.events.context import current_run
 from omniactors.events.entrance import Entrance
-from omniactors.events.event import GAP, Draft, Event, parse_position, position
+from omniactors.events.event import GAP, Draft, Event, parse_position, plain_text, position
 from omniactors.events.history import EVENT_BYTES, HEAVY, Histories, Ring, approximate_size
 from omniactors.events.patterns import Selection, Where, parse_patterns
 from omniactors.events.queue import QUEUE_BYTES, EndReason, Loss, Overflow, SubscriberQueue
@@ -176,7 +176,7 @@ class EventBus:
             raise ValueError("types and topics are two names of one thing; give one of them")
         wanted = types if types is not None else topics
         selection = Selection(
-            run_id=run_id,
+            run_id=None if run_id is None else plain_text("a run_id", run_id),
             types=None if wanted is None else parse_patterns(wanted),
             where=Where.of(where) if where else None,
         )
@@ -191,6 +191,7 @@ class EventBus:
 
     def history(self, run_id: str) -> tuple[Event, ...]:
         """What is kept of a run, oldest first; empty for an unknown one."""
+        run_id = plain_text("a run_id", run_id)
         self._settle_down()
         return self._history(run_id, self._waiting())
 
@@ -199,7 +200,7 @@ class EventBus:
 
         From any thread, after what that thread published before. Publishing to the run opens it again.
         """
-        self._entrance.enter_surely(_CloseRun(run_id))
+        self._entrance.enter_surely(_CloseRun(plain_text("a run_id", run_id)))
 
     def close(self) -> None:
         """End every subscription behind its last event; what is published from now on is ignored."""

@@ -139,8 +139,16 @@ def position(epoch: str, offset: int) -> str:
     return f"{epoch}-{offset}"
 
 
+def plain_text(what: str, value: object) -> str:
+    """The text without what a subclass of `str` adds, such as a `==` that raises; TypeError for what is no text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a text, not {type(value).__name__}")
+    return str.__str__(value)
+
+
 def parse_position(text: str) -> tuple[str, int]:
     """Epoch and offset of a position; raises ValueError when the text is none."""
+    text = plain_text("a position", text)
     epoch, dash, digits = text.rpartition("-")
     if not dash or not epoch or not (digits.isascii() and digits.isdigit()) or len(digits) > MAX_DIGITS:
         raise ValueError(f"a position looks like 'epoch-offset', not {text!r}")

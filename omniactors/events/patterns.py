@@ -44,7 +44,7 @@ class Patterns:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = tuple(dict.fromkeys(texts))
+        self.texts = tuple(dict.fromkeys(str.__str__(text) if isinstance(text, str) else text for text in texts))
         if not self.texts:
             raise ValueError("types is empty: no event could ever match; leave it out to get every type")
         if len(self.texts) > MAX_PATTERNS:

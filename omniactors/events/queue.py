@@ -74,11 +74,14 @@ class SubscriberQueue:
     def __init__(self, capacity: int, overflow: Overflow, max_bytes: int = QUEUE_BYTES) -> None:
         if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
             raise ValueError(f"capacity must be an integer of at least 1, not {capacity!r}")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes must be an integer of at least 1, not {max_bytes!r}")
         if overflow not in get_args(Overflow):
             allowed = ", ".join(repr(word) for word in get_args(Overflow))
             raise ValueError(f"overflow must be one of {allowed}, not {overflow!r}")
-        self.capacity = capacity
-        self.max_bytes = max_bytes
+        # Plain numbers: they are compared where events are published.
+        self.capacity = int.__int__(capacity)
+        self.max_bytes = int.__int__(max_bytes)
         self.overflow: Overflow = overflow
         self.delivered = 0
         self.taken = 0

@@ -257,3 +257,52 @@ async def test_data_that_holds_itself_or_is_nested_very_deeply_does_no_harm() ->
     assert events.matched == bus.head == 4
     while deep:  # or freeing it would recurse
         deep = deep.pop()
+
+
+class Stubborn(str):
+    """A text that cannot be compared."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"run_id": Stubborn("r")},
+        {"types": [Stubborn("a.b")]},
+        {"types": Stubborn("a.*")},
+        {"types": "a.b", "where": {"run_id": Stubborn("r")}},
+    ],
+)
+def test_what_a_watcher_asks_for_runs_no_code_where_events_are_published(asked: dict[str, Any]) -> None:
+    bus = EventBus()
+    watcher = bus.subscribe(**asked)
+    bus.publish(Event(run_id="r", event_type="a.b", data={"text": "x" * 5000}))
+    bus.close_stream("r")
+    assert bus.stats()["published_total"] == 1
+    assert [row["queued"] for row in bus.stats()["subscribers"]] == [1]
+    watcher.close()
+
+
+@pytest.mark.parametrize("wrong", [1, b"r", None, Event(event_type="r"), []])
+async def test_a_stream_of_no_name_is_refused_in_the_thread_that_ends_it(wrong: Any) -> None:
+    bus = EventBus()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bus.run)
+        with pytest.raises(TypeError, match="a run_id is a text"):
+            await trio.to_thread.run_sync(bus.close_stream, wrong)
+        with pytest.raises(TypeError, match="a run_id is a text"):
+            bus.history(wrong)
+        bus.publish(Event(run_id="r", event_type="a"))
+        assert len(bus.history("r")) == 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "10", 1.5, None, True])
+def test_bytes_of_a_subscription_that_are_no_number_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="max_bytes must be an integer"):
+        EventBus().subscribe("r", max_bytes=wrong)
