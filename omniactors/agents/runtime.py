@@ -581,7 +581,7 @@ class AgentRuntime:
 
 
 def _why(error: BaseException | None, otherwise: str) -> str:
-    return otherwise if error is None else described(error_info(error))
+    return otherwise if error is None else described(error_info(lone_error(error)))
 
 
 def _made_of(what: object) -> object:

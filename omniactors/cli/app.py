@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 import omniactors
+from omniactors.agents.attempt import lone_error
 from omniactors.cli import agents, configuration, health, storage, streams, tasks
 from omniactors.cli.exits import ExitCode, OutputClosed, OutputFailed, UserCodeError, exit_code, expected_error
 from omniactors.cli.output import (
@@ -130,7 +131,7 @@ def _as_users_own(error: OmniActorsError) -> OmniActorsError:
     cause = error.__cause__
     if not isinstance(error, ChildStartError) or cause is None or expected_error(cause) is not None:
         return error
-    return UserCodeError(f"agent {error.child_id} did not start", cause)
+    return UserCodeError(f"agent {error.child_id} did not start", lone_error(cause))
 
 
 def _tell(error: OmniActorsError) -> None:

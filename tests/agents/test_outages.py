@@ -37,9 +37,10 @@ class Frail(Agent, topic="frail", name="frail"):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        if Frail.broken:
-            raise OSError("no disk")
-        yield
+        async with trio.open_nursery():  # as most that work in the background have: what is raised comes in a group
+            if Frail.broken:
+                raise OSError("no disk")
+            yield
 
     @on
     async def poke(self, message: Poke) -> None:

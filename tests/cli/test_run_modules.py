@@ -106,11 +106,13 @@ def test_a_mistake_in_the_module_shows_its_line_and_no_frame_of_ours(
 
 def test_an_agent_that_does_not_start_is_named_with_its_own_frames(cli: Cli, tmp_path: Path) -> None:
     source = """
+import trio
 from omniactors import Agent
 
 class Lifer(Agent, topic="t", name="lifer"):
     async def on_start(self):
-        raise ConnectionError("no database")
+        async with trio.open_nursery():
+            raise ConnectionError("no database")
 
     async def handle(self, event):
         return None
@@ -118,7 +120,7 @@ class Lifer(Agent, topic="t", name="lifer"):
     (tmp_path / "module.py").write_text(source)
     done = cli("run", "module.py")
     assert done.code == 1
-    assert 'module.py", line 6, in on_start' in done.stderr
+    assert 'module.py", line 8, in on_start' in done.stderr
     assert "omniactors/" not in done.stderr.partition("Traceback")[2]
     assert done.stderr.endswith("error: agent lifer did not start: ConnectionError: no database\n")
 
