@@ -197,10 +197,11 @@ class Guard:
 
         SQLite would go on behind the hole, and copy it into the database.
         """
-        header, again = (os.pread(self._fds[2], _INDEX_HEADER.size, place) for place in (0, _INDEX_HEADER.size))
-        if len(again) < _INDEX_HEADER.size or header != again:
+        size = _INDEX_HEADER.size
+        headers = os.pread(self._fds[2], 2 * size, 0)
+        if len(headers) < 2 * size or headers[:size] != headers[size:]:
             return False  # it is not filled yet, or somebody is at it
-        is_filled, page, frames = _INDEX_HEADER.unpack(header)
+        is_filled, page, frames = _INDEX_HEADER.unpack_from(headers)
         page = 1 << 16 if page == 1 else page
         return bool(is_filled and frames) and os.fstat(self._fds[1]).st_size < _LOG_HEAD + frames * (_FRAME_HEAD + page)
 
