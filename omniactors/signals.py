@@ -25,10 +25,10 @@ ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 @contextmanager
-def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[], None]) -> Iterator[None]:
+def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[FrameType | None], None]) -> Iterator[None]:
     """Have `hear` called in this trio run for each such signal; afterwards nobody hears them, as before.
 
-    `at_once` is called in the signal handler itself, where the signal has interrupted what runs.
+    `at_once` is called in the signal handler itself, with the frame that the signal has interrupted.
     """
     token = trio.lowlevel.current_trio_token()
     has_interrupt = is_over = False
@@ -39,7 +39,7 @@ def hearing_endings(hear: Callable[[int], None], *, at_once: Callable[[], None])
             signal.signal(number, taken[number])
             signal.raise_signal(signal.Signals(number))
             return
-        at_once()
+        at_once(frame)
         token.run_sync_soon(hear, number)
         if number == signal.SIGINT:
             is_repeated, has_interrupt = has_interrupt, True

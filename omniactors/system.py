@@ -26,7 +26,7 @@ import trio
 from omniactors.actors.specs import ChildSpec
 from omniactors.actors.trees import open_supervisor, subtree
 from omniactors.agents.attempt import error_info, lone_error
-from omniactors.agents.current import note_end_of_process
+from omniactors.agents.current import note_interrupted, watch_own_signals
 from omniactors.agents.failures import described
 from omniactors.agents.options import AgentConfig, AgentKeywords
 from omniactors.agents.runtime import CURE, AgentRuntime, start_failure
@@ -302,7 +302,9 @@ class OmniActors:
             if heard.count(number) > 1 and number in (signal.SIGTERM, signal.SIGINT):
                 self.stop_now()  # a terminal that is closed says SIGHUP twice, and means it once
 
-        with hearing_endings(hear, at_once=note_end_of_process) if handle_signals else nullcontext(), scope:
+        if handle_signals:
+            watch_own_signals()
+        with hearing_endings(hear, at_once=note_interrupted) if handle_signals else nullcontext(), scope:
             async with self._running(settings, tell) as supervisor:
                 if on_ready is not None:
                     await on_ready(self._gateway_url)

@@ -43,7 +43,7 @@ class Script:
 
     def __init__(self, folder: Path, seconds: float, code: str) -> None:
         self.folder = folder
-        self.task_id: str = trio.run(self._publish, seconds)
+        self.task_id: str = trio.run(self.publish, "slow", seconds)
         with (folder / "stderr").open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", HEAD + textwrap.dedent(code)],
@@ -57,9 +57,9 @@ class Script:
         self.lines = self.process.stdout
         assert self.lines.readline() == "begun\n", (folder / "stderr").read_text()
 
-    async def _publish(self, seconds: float) -> str:
+    async def publish(self, topic: str, seconds: float) -> str:
         omni = OmniActors(f"sqlite:///{self.folder}/work.db")
-        task_id = await omni.publish("slow", seconds)
+        task_id = await omni.publish(topic, seconds)
         await omni.shutdown()
         return task_id
 
@@ -269,24 +269,20 @@ def test_ctrl_c_lets_the_running_handler_finish_wherever_it_is(tmp_path: Path, s
 def test_a_second_ctrl_c_ends_a_handler_that_waits_for_nothing(tmp_path: Path, scripts: list[Script]) -> None:
     code = """
         class Endless(Agent, topic="endless", name="endless"):
-            async def handle(self, event: EventEnvelope[int]) -> None:
+            async def handle(self, event: EventEnvelope[float]) -> None:
                 print("begun", flush=True)
                 while True:
                     pass
 
         omni.add(Endless)
-
-        async def main():
-            await omni.publish("endless", 1)
-            await omni.run()
-
         try:
-            trio.run(main)
+            trio.run(omni.run)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
     """
     script = Script(tmp_path, 0.0, code)
     scripts.append(script)
+    trio.run(script.publish, "endless", 1.0)
     assert script.lines.readline() == "begun\n"
     script.insist(signal.SIGINT)
     assert script.lines.read() == "interrupted\n"

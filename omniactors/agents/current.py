@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
+import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heappop, heappush
@@ -60,7 +63,7 @@ class CurrentEvent:
         self.is_over = False
         """Whether its outcome is decided: what is published later does not belong to it."""
         self.ends_process = False
-        """Whether its handler was running when a signal came that ends the process: it has sent that itself, mostly."""
+        """Whether its handler has sent its own process a signal that ends it."""
         self._alike: dict[str, list[int]] | None = None
         """Of each thing published at once, the numbers that are free: a heap whose greatest begins the rest."""
 
@@ -102,13 +105,42 @@ def event_in_hand() -> CurrentEvent | None:
     return None if current is None or current.is_over else current
 
 
-def note_end_of_process() -> None:
-    """Note whose handler a signal that ends the process has interrupted; to be called in the signal handler.
+ENDS_PROCESS = frozenset(getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+"""Signals at which a process ends in order."""
 
-    A signal from outside finds the loop asleep, or a handler that computes and then is done within the
-    grace time. A handler that signals its own process is found here, and if it is not done by then, the
-    end counts as its crash: it would end the next process as well.
+_UNAUDITED = frozenset({"raise_signal", "interrupt_main"})
+"""What sends a signal to its own process without Python's telling its audit hooks."""
+
+
+@functools.cache
+def watch_own_signals() -> None:
+    """From now on note whose handler sends its own process a signal that ends it, in whatever thread.
+
+    If it is not done by the end of the grace time, the end counts as its crash: it would end the next
+    process as well. A signal from outside is nobody's doing. Python does not tell who sent one, but
+    its audit hooks (PEP 578) tell of those that it sends; they stay for as long as the process lives.
     """
+    sys.addaudithook(_note_signal)
+
+
+def _note_signal(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "os.kill":
+        is_own = arguments[0] in (os.getpid(), 0) and arguments[1] in ENDS_PROCESS
+    elif event == "os.killpg":
+        is_own = arguments[0] in (os.getpgrp(), 0) and arguments[1] in ENDS_PROCESS
+    else:
+        is_own = event == "signal.pthread_kill" and arguments[1] in ENDS_PROCESS
+    if is_own:
+        _blame_event_in_hand()
+
+
+def note_interrupted(frame: FrameType | None) -> None:
+    """As `watch_own_signals`, for what is not audited; to be called in the signal handler, with the frame it gets."""
+    if frame is not None and not _UNAUDITED.isdisjoint(frame.f_code.co_names):
+        _blame_event_in_hand()
+
+
+def _blame_event_in_hand() -> None:
     current = event_in_hand()
     if current is not None:
         current.ends_process = True
@@ -117,11 +149,12 @@ def note_end_of_process() -> None:
 
 @contextmanager
 def noting_ends(*numbers: int) -> Iterator[None]:
-    """`note_end_of_process` at each of these signals, before what handles it already; in the main thread."""
+    """`note_interrupted` at each of these signals, before what handles it already; in the main thread."""
+    watch_own_signals()
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: FrameType | None) -> None:
-        note_end_of_process()
+        note_interrupted(frame)
         handler = before[number]
         if callable(handler):
             handler(number, frame)

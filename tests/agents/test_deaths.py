@@ -60,6 +60,12 @@ class Doubtful(Agent, topic="doubtful", name="doubtful"):
                 case "SIGTERM" | "SIGINT":
                     os.kill(os.getpid(), getattr(signal, how))
                     await trio.sleep_forever()
+                case "raise_signal":
+                    signal.raise_signal(signal.SIGTERM)
+                    await trio.sleep_forever()
+                case "thread":
+                    await trio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGTERM)
+                    await trio.sleep_forever()
         return 1
 
 
@@ -127,7 +133,18 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     "how",
-    ["exit", "SIGKILL", "SIGSEGV", "decoder", "KeyboardInterrupt", "interrupt_main", "SIGTERM", "SIGINT"],
+    [
+        "exit",
+        "SIGKILL",
+        "SIGSEGV",
+        "decoder",
+        "KeyboardInterrupt",
+        "interrupt_main",
+        "SIGTERM",
+        "SIGINT",
+        "raise_signal",
+        "thread",
+    ],
 )
 def test_an_event_that_ends_its_process_is_put_away_and_no_other(url: str, how: str) -> None:
     async def publish() -> None:
@@ -161,7 +178,7 @@ def test_an_event_that_ends_its_process_is_put_away_and_no_other(url: str, how: 
 
 
 STOPPED = """
-import os, signal, sys
+import os, signal, sys, time
 import trio
 from omniactors import Agent, EventEnvelope, OmniActors
 
@@ -171,8 +188,10 @@ ours, theirs = os.pipe()
 
 class Patient(Agent, topic="patient", name="patient"):
     async def handle(self, event: EventEnvelope[int]) -> None:
-        # When it sleeps: a signal that finds it at work is taken for its own.
-        trio.lowlevel.current_trio_token().run_sync_soon(os.write, theirs, b"!")
+        os.write(theirs, b"!")
+        end = time.monotonic() + 0.1
+        while time.monotonic() < end:  # so that the signal finds it at work
+            pass
         with trio.CancelScope(shield=last == signal.SIGKILL):
             await trio.sleep_forever()
 
