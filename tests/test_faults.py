@@ -18,6 +18,7 @@ import trio
 from omniactors import OmniActors, TaskFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 TASKS = 2000
@@ -60,10 +61,23 @@ ERRORS = "stderr.txt"
 """What the programs of a test write to their stderr, in the test's folder."""
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _ended() -> Iterator[None]:
+    """A test that fails leaves none of its programs behind."""
+    yield
+    while started:
+        kill(started.pop())
+
+
 def start(code: str, *args: object, folder: Path, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
     with (folder / ERRORS).open("a") as errors:
-        return subprocess.Popen(command, cwd=folder, stderr=errors, text=True, **options)  # type: ignore[call-overload, no-any-return]
+        process: subprocess.Popen[str] = subprocess.Popen(command, cwd=folder, stderr=errors, text=True, **options)  # type: ignore[call-overload]
+    started.append(process)
+    return process
 
 
 def kill(process: subprocess.Popen[str]) -> None:
